@@ -1,0 +1,66 @@
+"""Event loops: uvloop where it is installed, asyncio everywhere, chosen by name and never by policy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, TypeVar
+
+try:
+    import uvloop
+except ImportError:  # Windows, and interpreters that uvloop does not support
+    HAVE_UVLOOP = False
+else:
+    HAVE_UVLOOP = True
+
+__all__ = ["HAVE_UVLOOP", "LOOPS", "loop_name", "new_event_loop", "run"]
+
+LOOPS: Final = ("auto", "asyncio", "uvloop")
+"""The names that `run` and `new_event_loop` take."""
+
+T = TypeVar("T")
+
+
+def new_event_loop(loop: str = "auto") -> asyncio.AbstractEventLoop:
+    """Return a new event loop.
+
+    Args:
+        loop: ``"uvloop"``, ``"asyncio"``, or ``"auto"`` for uvloop where it is installed.
+
+    Raises:
+        ValueError: `loop` is no such name.
+        ImportError: uvloop was asked for and is not installed.
+    """
+    if loop not in LOOPS:
+        raise ValueError(f"loop must be one of {', '.join(LOOPS)}, not {loop!r}")
+    if loop == "uvloop" and not HAVE_UVLOOP:
+        raise ImportError("uvloop is not installed: pip install uvloop, or use loop='asyncio'")
+    if HAVE_UVLOOP and loop != "asyncio":
+        return uvloop.new_event_loop()
+    return asyncio.new_event_loop()
+
+
+def loop_name(loop: asyncio.AbstractEventLoop) -> str:
+    """Return ``"uvloop"`` or ``"asyncio"``: the kind of `loop`."""
+    return "uvloop" if type(loop).__module__.partition(".")[0] == "uvloop" else "asyncio"
+
+
+def run(main: Coroutine[Any, Any, T], *, loop: str = "auto", debug: bool | None = None) -> T:
+    """Run `main` in a new event loop, as `asyncio.run` does, and return its result.
+
+    Args:
+        main: the coroutine to run.
+        loop: which loop, as in `new_event_loop`.
+        debug: asyncio's debug mode; None leaves it to the environment.
+
+    Raises:
+        ValueError: `loop` is no such name.
+        ImportError: uvloop was asked for and is not installed.
+        RuntimeError: a loop is running in this thread already.
+    """
+    factory: Callable[[], asyncio.AbstractEventLoop] = lambda: new_event_loop(loop)  # noqa: E731
+    try:
+        with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
+            return runner.run(main)
+    finally:
+        main.close()

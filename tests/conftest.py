@@ -1,0 +1,42 @@
+"""What every test shares: each asynchronous test runs on asyncio and on uvloop, and must leave no task behind."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from asyncnet.loops import HAVE_UVLOOP, new_event_loop
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    names = ["asyncio", "uvloop"] if HAVE_UVLOOP else ["asyncio"]
+    return {name: functools.partial(new_event_loop, name) for name in names}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
+            item.fixturenames.insert(0, "no_leaks")
+
+
+@pytest.fixture
+async def no_leaks() -> AsyncIterator[None]:
+    """Fail a test that leaves a task behind or raises inside a callback of the loop."""
+    loop = asyncio.get_running_loop()
+    problems: list[str] = []
+    loop.set_exception_handler(
+        lambda _, context: problems.append(f"{context['message']}: {context.get('exception')!r}")
+    )
+    before = asyncio.all_tasks()
+    yield
+    for _ in range(3):  # a transport closes one turn after it was told to
+        await asyncio.sleep(0)
+    leaked = asyncio.all_tasks() - before
+    assert not leaked, f"tasks left behind: {leaked}"
+    assert not problems, f"errors in callbacks: {problems}"

@@ -1,0 +1,103 @@
+"""The order of the modules, as the design lists them: each imports only from the lines above its own."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import asyncnet
+
+PACKAGE = Path(asyncnet.__file__).parent
+
+# One line is one layer; modules on one line do not import each other.
+LAYERS = """
+asyncnet.errors
+asyncnet.netlink asyncnet.opening
+asyncnet.addresses
+asyncnet.tftp.packets asyncnet.tftp.netascii
+asyncnet.tftp.options
+asyncnet.tftp.transfer
+asyncnet.udp.endpoint
+asyncnet.udp
+asyncnet.loops
+asyncnet.tcp.server asyncnet.tcp.client
+asyncnet.tcp
+asyncnet.tftp.storage
+asyncnet.tftp.session
+asyncnet.tftp.client asyncnet.tftp.server
+asyncnet.tftp
+asyncnet.broadcast.service
+asyncnet.broadcast
+asyncnet.compat.traps
+asyncnet.compat.streams
+asyncnet.compat.kernel asyncnet.compat.blocking
+asyncnet.compat.native
+asyncnet.compat.engines
+asyncnet.compat
+asyncnet.lab.echo asyncnet.lab.load
+asyncnet.lab.compare
+asyncnet.lab.report
+asyncnet.lab
+asyncnet.testing
+asyncnet.cli.common
+asyncnet.cli.broadcast asyncnet.cli.compare asyncnet.cli.info asyncnet.cli.tcp asyncnet.cli.tftp asyncnet.cli.udp
+asyncnet.cli.demo
+asyncnet.cli
+asyncnet
+asyncnet.__main__
+"""
+
+LEVEL = {name: level for level, line in enumerate(LAYERS.split("\n")) for name in line.split()}
+
+SANS_IO = (
+    "asyncnet.tftp.packets",
+    "asyncnet.tftp.options",
+    "asyncnet.tftp.netascii",
+    "asyncnet.tftp.transfer",
+)
+
+
+def module_name(path: Path) -> str:
+    parts = ["asyncnet", *path.relative_to(PACKAGE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that `path` imports, whether at its top or inside a function."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            submodules = {f"{node.module}.{alias.name}" for alias in node.names}
+            known = submodules & LEVEL.keys()
+            found.update(known or {node.module})
+            if known and known != submodules:
+                found.add(node.module)
+    return found
+
+
+def modules() -> dict[str, Path]:
+    return {module_name(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def test_every_module_has_its_layer() -> None:
+    assert set(modules()) == set(LEVEL)
+
+
+def test_a_module_imports_only_from_lines_above_it() -> None:
+    wrong = [
+        f"{name} imports {imported}"
+        for name, path in modules().items()
+        for imported in imports(path)
+        if imported.partition(".")[0] == "asyncnet" and imported != "asyncnet" and LEVEL[imported] >= LEVEL[name]
+    ]
+    assert not wrong
+
+
+def test_sans_io_modules_know_no_clock_no_socket_and_no_loop() -> None:
+    forbidden = {"asyncio", "socket", "time", "select", "selectors", "os"}
+    wrong = [f"{name} imports {found}" for name in SANS_IO for found in imports(modules()[name]) & forbidden]
+    assert not wrong
