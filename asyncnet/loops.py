@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Final, TypeVar
 
 try:
@@ -58,9 +59,15 @@ def run(main: Coroutine[Any, Any, T], *, loop: str = "auto", debug: bool | None 
         ImportError: uvloop was asked for and is not installed.
         RuntimeError: a loop is running in this thread already.
     """
-    factory: Callable[[], asyncio.AbstractEventLoop] = lambda: new_event_loop(loop)  # noqa: E731
     try:
-        with asyncio.Runner(debug=debug, loop_factory=factory) as runner:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
+        main.close()
+        raise RuntimeError("asyncnet.run() cannot be called while a loop is running: await the coroutine")
+    try:
+        with asyncio.Runner(debug=debug, loop_factory=partial(new_event_loop, loop)) as runner:
             return runner.run(main)
     finally:
         main.close()

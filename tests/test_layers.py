@@ -14,7 +14,7 @@ LAYERS = """
 asyncnet.errors
 asyncnet.netlink asyncnet.opening
 asyncnet.addresses
-asyncnet.tftp.packets asyncnet.tftp.netascii
+asyncnet.tftp.packets asyncnet.tftp.netascii asyncnet.tftp.retransmit
 asyncnet.tftp.options
 asyncnet.tftp.transfer
 asyncnet.udp.endpoint
@@ -22,8 +22,10 @@ asyncnet.udp
 asyncnet.loops
 asyncnet.tcp.server asyncnet.tcp.client
 asyncnet.tcp
+asyncnet.tftp.files
 asyncnet.tftp.storage
 asyncnet.tftp.session
+asyncnet.tftp.sending asyncnet.tftp.receiving
 asyncnet.tftp.client asyncnet.tftp.server
 asyncnet.tftp
 asyncnet.broadcast.service
@@ -53,6 +55,7 @@ SANS_IO = (
     "asyncnet.tftp.packets",
     "asyncnet.tftp.options",
     "asyncnet.tftp.netascii",
+    "asyncnet.tftp.retransmit",
     "asyncnet.tftp.transfer",
 )
 

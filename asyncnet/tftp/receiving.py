@@ -1,0 +1,98 @@
+"""A session that receives a file: the client's side of an RRQ, the server's side of a WRQ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from asyncnet.addresses import Address
+from asyncnet.errors import LocalError
+from asyncnet.tftp.files import Sink
+from asyncnet.tftp.options import Options
+from asyncnet.tftp.packets import HEADER, Ack, ErrorCode, Opcode, OptionPairs, encode_packet
+from asyncnet.tftp.session import Progress, Session
+from asyncnet.tftp.transfer import Receiver, State
+
+__all__ = ["ReceiveSession"]
+
+
+class ReceiveSession(Session):
+    """Stores what arrives in a sink; the last ACK leaves when the sink has committed."""
+
+    _machine: Receiver
+
+    def __init__(
+        self,
+        sink: Sink,
+        machine: Receiver,
+        *,
+        opening: bytes,
+        options: Options | None = None,
+        server: Address | None = None,
+        negotiate: Callable[[OptionPairs], Options] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__(machine, opening=opening, server=server, negotiate=negotiate, progress=progress)
+        self._sink = sink
+        self._bytes = 0
+        self._prepare(options or Options())
+
+    def _prepare(self, options: Options) -> None:
+        self._use(options)
+        self._machine.configure(window_size=options.window_size, block_size=options.block_size)
+
+    def _start(self, now: float) -> None:
+        self._machine.start(now)
+        self._send_ack()
+
+    def _is_opening(self) -> bool:
+        return self._machine.received == 0
+
+    def _receive_options(self, options: Options, now: float) -> None:
+        if self._negotiate is not None and self._opening[1] != Opcode.ACK:
+            self._prepare(options)
+            self._opening = encode_packet(Ack(0))
+        self._machine.receive_oack(now)
+        self._send_ack()
+
+    def _receive_block(self, number: int, data: bytes, now: float) -> None:
+        payload = memoryview(data)[HEADER.size :]
+        if self.over:
+            if self._machine.state is State.DALLYING:
+                self._machine.receive_data(number, len(payload), now)
+                self._send_ack()
+            return
+        if len(payload) > self.options.block_size:
+            raise LocalError(ErrorCode.ILLEGAL_OPERATION, "a block is longer than what was agreed")
+        block = self._machine.receive_data(number, len(payload), now)
+        if block is not None:
+            self._sink.store(payload, (block - 1) * self.options.block_size)
+            self._bytes += len(payload)
+        if self._machine.complete:
+            self._sink.commit()
+            self._machine.finish(now)
+            self._send_ack()
+            self._tell_progress(self._bytes)
+            self.report.duplicates = self._machine.duplicates
+            self._end()
+        else:
+            self._send_ack()
+
+    def _send_ack(self) -> None:
+        block = self._machine.take_ack()
+        if block == 0:
+            self._send_opening()
+        elif block is not None:
+            self._send(HEADER.pack(Opcode.ACK, self._machine.wire_number(block)))
+            if not self.over:
+                self._tell_progress(self._bytes)
+
+    def _handle_timer(self, now: float) -> None:
+        self._machine.handle_timer(now)
+        if self._machine.state is State.TIMED_OUT:
+            self._end(self._timed_out(), tell_peer=False)
+        else:
+            self._send_ack()
+
+    def _release(self, *, success: bool) -> None:
+        if not success:
+            self._sink.abort()

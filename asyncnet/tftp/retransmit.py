@@ -1,0 +1,79 @@
+"""How long a transfer waits for its peer."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+__all__ = ["DEFAULT_TIMING", "RetransmitTimer", "Timing"]
+
+
+@attrs.frozen
+class Timing:
+    """How long to wait for the peer; all in seconds."""
+
+    initial: float = 1.0
+    """The retransmit timeout before a round trip was measured."""
+    floor: float = 0.25
+    """The shortest in lock-step: boot ROMs take a duplicate for the next block."""
+    window_floor: float = 0.02
+    """The shortest with a window above 1."""
+    cap: float = 8.0
+    """The longest, after backing off."""
+    max_retransmits: int = 6
+    """Retransmissions in a row without an answer before the transfer is given up."""
+
+    def capped_by(self, seconds: float | None) -> Timing:
+        """Return these times for a peer that named its retransmission interval (RFC 2349): it is the longest wait."""
+        if seconds is None:
+            return self
+        return attrs.evolve(self, initial=seconds, cap=max(seconds, self.floor))
+
+
+DEFAULT_TIMING: Final = Timing()
+
+
+class RetransmitTimer:
+    """The retransmit timeout: RFC 6298 with the bounds of a `Timing`, doubled at each timeout.
+
+    Only a packet that was sent once is measured (Karn's rule): the caller sees to that.
+    """
+
+    def __init__(self, timing: Timing = DEFAULT_TIMING) -> None:
+        self.timing = timing
+        self.floor = timing.floor
+        self.smoothed: float | None = None
+        """The smoothed round-trip time in seconds; None before the first measurement."""
+        self.retransmits = 0
+        """Timeouts since the last progress."""
+        self._variance = 0.0
+        self._base = timing.initial
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait for an answer now."""
+        return min(self._base * 2.0**self.retransmits, max(self.timing.cap, self._base))
+
+    @property
+    def round_trip(self) -> float:
+        """The smoothed round-trip time in seconds; while none was measured, the shortest timeout with a window."""
+        return self.timing.window_floor if self.smoothed is None else self.smoothed
+
+    def measured(self, seconds: float) -> None:
+        """Take a round trip into account."""
+        if self.smoothed is None:
+            self.smoothed, self._variance = seconds, seconds / 2
+        else:
+            self._variance += (abs(self.smoothed - seconds) - self._variance) / 4
+            self.smoothed += (seconds - self.smoothed) / 8
+        self._base = min(max(self.smoothed + 4 * self._variance, self.floor), self.timing.cap)
+
+    def progressed(self) -> None:
+        """Forget the backoff: the peer answers."""
+        self.retransmits = 0
+
+    def timed_out(self) -> bool:
+        """Count a timeout; tell whether there were too many in a row."""
+        self.retransmits += 1
+        return self.retransmits > self.timing.max_retransmits

@@ -1,0 +1,343 @@
+"""One transfer on one socket: the shell around `transfer.Sender` and `transfer.Receiver`.
+
+A session is the socket's protocol. It decodes headers, tells the machine, moves bytes between datagram and file, sends
+what the machine says, and keeps one timer. Client and server share it; what only a client does, fixing the server's
+TID by its first answer and reading its OACK, depends on `server` and `negotiate`. The two directions are in `sending`
+and `receiving`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import time
+from collections.abc import Callable
+from typing import Final, TypeAlias, cast
+
+import attrs
+
+from asyncnet.addresses import Address, explain, format_address
+from asyncnet.errors import LocalError, PacketError, RemoteError
+from asyncnet.tftp.options import Options
+from asyncnet.tftp.packets import (
+    HEADER,
+    Error,
+    ErrorCode,
+    Opcode,
+    OptionAck,
+    OptionPairs,
+    decode_packet,
+    encode_packet,
+)
+from asyncnet.tftp.storage import error_packet_fields
+from asyncnet.tftp.transfer import Receiver, Sender, State
+
+__all__ = ["Progress", "Report", "Session", "prepare_socket"]
+
+Progress: TypeAlias = Callable[[int, int | None], object]
+"""Called with the bytes transferred so far and, where it is known, their number in all."""
+
+_MAX_TID_ERRORS: Final = 8
+"""Foreign packets that one transfer answers with ERROR 5; the rest are only counted."""
+
+_IP_MTU_DISCOVER: Final = 10  # linux/in.h
+_IPV6_MTU_DISCOVER: Final = 23  # linux/in6.h
+_PMTUDISC_DONT: Final = 0
+
+
+@attrs.define
+class Report:
+    """How a transfer went."""
+
+    bytes: int = 0
+    """Of the file, as sent on the wire."""
+    seconds: float = 0.0
+    block_size: int = 512
+    window_size: int = 1
+    retransmitted: int = 0
+    """Packets sent again."""
+    duplicates: int = 0
+    """Blocks that arrived again, or ACKs that asked for nothing."""
+    rejected: int = 0
+    """Datagrams that were no packet of this transfer."""
+    confirmed: bool = True
+    """False when only the last acknowledgement is missing."""
+
+
+class Session(asyncio.DatagramProtocol):
+    """What sending and receiving share.
+
+    Args:
+        machine: decides what is sent and when.
+        opening: the packet that stands for block 0.
+        server: a client's session: the address that the request goes to. None on a connected socket.
+        negotiate: a client's session: turns the OACK's options into what the transfer runs with.
+        progress: told how far the transfer is, once a window.
+    """
+
+    def __init__(
+        self,
+        machine: Sender | Receiver,
+        *,
+        opening: bytes,
+        server: Address | None = None,
+        negotiate: Callable[[OptionPairs], Options] | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.report = Report()
+        self.error: BaseException | None = None
+        """Why the transfer ended early."""
+        self.over = False
+        self.on_over: Callable[[Session], None] | None = None
+        """Called once when the transfer is over, while a receiver may still dally."""
+        self.options = Options()
+        self._machine = machine
+        self._opening = opening
+        self._server = server
+        self._peer: Address | None = None  # the server's TID, once it has answered
+        self._negotiate = negotiate
+        self._progress = progress
+        self._tid_errors = 0
+        self._transport: asyncio.DatagramTransport | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._closed = asyncio.Event()
+
+    # Not the loop's time: uvloop's stands still for a turn and has the resolution of a millisecond, too coarse for
+    # round trips in a LAN.
+    _clock = staticmethod(time.monotonic)
+
+    # What the transport calls.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.DatagramTransport, transport)
+        self._loop = asyncio.get_running_loop()
+        self._started = self._clock()
+        if self.over:  # aborted while the socket was being opened
+            transport.close()
+            return
+        try:
+            self._start(self._started)
+            self._rearm()
+        except Exception as exc:
+            self.fail(exc)
+
+    def datagram_received(self, data: bytes, addr: Address) -> None:
+        if self._server is not None and not self._is_from_server(addr):
+            return
+        try:
+            self._dispatch(data)
+            self._rearm()
+        except PacketError:
+            self.report.rejected += 1
+        except Exception as exc:
+            self.fail(exc)
+
+    def error_received(self, exc: Exception) -> None:
+        # Only a refusal is final; a route that is missing for a moment is what retransmission is for.
+        if isinstance(exc, ConnectionRefusedError) and not self.over:
+            self._refused(exc)
+
+    def _refused(self, exc: OSError) -> None:
+        self._end(explain(exc, "reach", self._address), tell_peer=False)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        self._closed.set()
+        self._cancel_timer()
+        if not self.over:
+            self._end(exc or ConnectionAbortedError("the socket was closed during the transfer"), tell_peer=False)
+
+    # What the owner calls.
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no block has been transferred."""
+        return self._is_opening()
+
+    def resend_opening(self) -> bool:
+        """Send the opening packet again, for a request that was repeated; False when the transfer is past it."""
+        if self.over or self._transport is None or not self._is_opening():
+            return False
+        self.report.duplicates += 1
+        self._send_opening()
+        return True
+
+    def fail(self, exc: BaseException) -> None:
+        """End the transfer early and tell the peer why."""
+        if not self.over:
+            self._end(exc, tell_peer=not isinstance(exc, RemoteError | TimeoutError))
+
+    def close(self) -> None:
+        """Close the socket, also while dallying."""
+        self.fail(LocalError(ErrorCode.UNDEFINED, "the transfer was cancelled"))
+        if self._transport is not None:
+            self._transport.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket is closed."""
+        return self._closed.is_set()
+
+    async def wait_closed(self) -> None:
+        """Wait until the socket is closed; `close` must have been called, or the transfer must be over."""
+        if self._transport is not None:
+            await self._closed.wait()
+
+    # What the two directions fill in.
+
+    def _start(self, now: float) -> None:
+        raise NotImplementedError
+
+    def _is_opening(self) -> bool:
+        raise NotImplementedError
+
+    def _receive_block(self, number: int, data: bytes, now: float) -> None:
+        """Handle DATA; a sender has no use for it."""
+        self.report.rejected += 1
+
+    def _receive_ack(self, number: int, now: float) -> None:
+        """Handle ACK; a receiver has no use for it."""
+        self.report.rejected += 1
+
+    def _receive_options(self, options: Options, now: float) -> None:
+        raise NotImplementedError
+
+    def _handle_timer(self, now: float) -> None:
+        raise NotImplementedError
+
+    def _release(self, *, success: bool) -> None:
+        raise NotImplementedError
+
+    @property
+    def _address(self) -> Address | None:
+        """The peer's address for messages."""
+        if self._transport is not None and self._server is None:
+            return cast("Address | None", self._transport.get_extra_info("peername"))
+        return self._peer or self._server
+
+    # Packets.
+
+    def _is_from_server(self, addr: Address) -> bool:
+        if addr == self._peer:
+            return True
+        assert self._server is not None
+        if self._peer is None and addr[0] == self._server[0]:
+            self._peer = addr
+            return True
+        self.report.rejected += 1
+        if self._peer is not None and self._tid_errors < _MAX_TID_ERRORS and self._transport is not None:
+            self._tid_errors += 1  # RFC 1350 section 4: tell the stranger, and go on
+            self._transport.sendto(encode_packet(Error(ErrorCode.UNKNOWN_TID, "unknown transfer ID")), addr)
+        return False
+
+    def _dispatch(self, data: bytes) -> None:
+        now = self._clock()
+        if len(data) >= HEADER.size:
+            opcode, number = HEADER.unpack_from(data)
+            if opcode == Opcode.DATA:
+                return self._receive_block(number, data, now)
+            if opcode == Opcode.ACK:
+                return self._receive_ack(number, now)
+        packet = decode_packet(data)
+        if isinstance(packet, Error):
+            if not self.over:
+                self._end(RemoteError(packet.code, _printable(packet.text)), tell_peer=False)
+        elif isinstance(packet, OptionAck) and self._negotiate is not None:
+            if self._is_opening() and not self.over:
+                self._receive_options(self._negotiate(packet.options), now)
+        else:
+            self.report.rejected += 1
+        return None
+
+    def _send(self, data: bytes) -> None:
+        if self._transport is not None:
+            if self._server is None:
+                self._transport.sendto(data)
+            else:
+                self._transport.sendto(data, self._peer or self._server)
+
+    def _send_opening(self) -> None:
+        self._send(self._opening)
+
+    def _use(self, options: Options) -> None:
+        self.options = options
+        self.report.block_size = options.block_size
+        self.report.window_size = options.window_size
+
+    def _tell_progress(self, done: int) -> None:
+        self.report.bytes = done
+        if self._progress is not None:
+            self._progress(done, self.options.transfer_size)
+
+    # The timer, and the end.
+
+    def _rearm(self) -> None:
+        deadline = self._machine.deadline
+        if deadline is None or self._loop is None or self._transport is None:
+            self._cancel_timer()
+        elif self._timer is None or self._timer_at > deadline:
+            self._cancel_timer()
+            self._timer_at = deadline
+            self._timer = self._loop.call_later(max(0.0, deadline - self._clock()), self._on_timer)
+        # A timer that is due earlier stays: it looks at the deadline when it fires.
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        try:
+            self._handle_timer(self._clock())
+            self._rearm()
+        except Exception as exc:
+            self.fail(exc)
+        if self.over and self._machine.state is not State.DALLYING and self._transport is not None:
+            self._transport.close()
+
+    def _timed_out(self) -> TimeoutError:
+        tries = self._machine.timer.timing.max_retransmits
+        return TimeoutError(f"{format_address(self._address)} does not answer: {tries} retransmissions were in vain")
+
+    def _end(self, error: BaseException | None = None, *, tell_peer: bool = True) -> None:
+        self.over = True
+        self.error = error
+        if self._loop is not None:
+            self.report.seconds = self._clock() - self._started
+        self.report.retransmitted = self._machine.retransmitted
+        if error is not None and tell_peer:
+            code, text = error_packet_fields(error)
+            self._send(encode_packet(Error(code, _printable(text))))
+        try:
+            self._release(success=error is None)
+        finally:
+            if self._machine.state is not State.DALLYING or error is not None:
+                self._cancel_timer()
+                if self._transport is not None:
+                    self._transport.close()
+            if self.on_over is not None:
+                self.on_over(self)
+
+
+def _printable(text: str) -> str:
+    """Return at most 200 printable characters: a peer's text ends up in logs and on terminals."""
+    return "".join(c if c.isprintable() else "?" for c in text[:200])
+
+
+def prepare_socket(sock: socket.socket, *, receive_buffer: int = 1 << 20) -> None:
+    """Set what a transfer needs of its socket: room for two windows, and no path MTU discovery.
+
+    A block larger than the path's MTU then travels in fragments; with discovery it would be lost (RFC 2348 leaves the
+    choice of the size to the client).
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    if sys.platform == "linux":
+        if sock.family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT)
