@@ -32,11 +32,12 @@ asyncnet.broadcast.service
 asyncnet.broadcast
 asyncnet.compat.traps
 asyncnet.compat.streams
+asyncnet.compat.serving
 asyncnet.compat.kernel asyncnet.compat.blocking
 asyncnet.compat.native
 asyncnet.compat.engines
 asyncnet.compat
-asyncnet.lab.echo asyncnet.lab.load
+asyncnet.lab.load
 asyncnet.lab.compare
 asyncnet.lab.report
 asyncnet.lab
@@ -45,8 +46,8 @@ asyncnet.cli.common
 asyncnet.cli.broadcast asyncnet.cli.compare asyncnet.cli.info asyncnet.cli.tcp asyncnet.cli.tftp asyncnet.cli.udp
 asyncnet.cli.demo
 asyncnet.cli
-asyncnet
 asyncnet.__main__
+asyncnet
 """
 
 LEVEL = {name: level for level, line in enumerate(LAYERS.split("\n")) for name in line.split()}

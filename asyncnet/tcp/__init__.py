@@ -1,0 +1,6 @@
+"""TCP streams: `serve` and `connect`, with the readers and writers of asyncio."""
+
+from asyncnet.tcp.client import connect
+from asyncnet.tcp.server import Server, ServerStats, StopReport, serve
+
+__all__ = ["Server", "ServerStats", "StopReport", "connect", "serve"]

@@ -1,0 +1,199 @@
+"""What the runners share: how a server runs until a signal, how errors and progress look."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from asyncnet.addresses import Address, format_address, parse_address
+from asyncnet.errors import AddressError
+from asyncnet.opening import Opening
+
+__all__ = [
+    "ProgressCallback",
+    "Runner",
+    "Subparsers",
+    "address_argument",
+    "announce",
+    "describe",
+    "human_bytes",
+    "non_negative_float",
+    "positive_float",
+    "positive_int",
+    "progress_bar",
+    "serve_until_signal",
+]
+
+Runner: TypeAlias = Callable[[argparse.Namespace], int]
+Subparsers: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+ProgressCallback: TypeAlias = Callable[[int, int | None], None]
+
+
+class Servable(Protocol):
+    """A server of this package."""
+
+    @property
+    def address(self) -> Address: ...
+
+    async def aclose(self) -> object: ...
+
+
+ServerT = TypeVar("ServerT", bound=Servable)
+
+
+def announce(address: Address | tuple[Any, ...]) -> None:
+    """Print the line that says a server is ready, with its real port."""
+    print(f"listening on {format_address(address)}", file=sys.stderr, flush=True)
+
+
+async def serve_until_signal(opening: Opening[ServerT]) -> ServerT:
+    """Open a server, announce it, and close it, draining, at the first SIGINT or SIGTERM; return it closed."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    async with opening as server:
+        with _signals(loop, stop):
+            announce(server.address)
+            await stop.wait()
+    return server
+
+
+@contextmanager
+def _signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    try:
+        for number in numbers:
+            loop.add_signal_handler(number, stop.set)
+    except NotImplementedError:  # Windows: a signal interrupts the loop as KeyboardInterrupt
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def describe(exc: BaseException) -> str:
+    """Return an exception as one line for a person."""
+    if isinstance(exc, OSError) and exc.strerror:
+        text = f"{exc.filename}: {exc.strerror}" if exc.filename is not None else exc.strerror
+    else:
+        text = str(exc) or type(exc).__name__
+    return " ".join(text.split())
+
+
+def address_argument(
+    default_host: str | None = None, default_port: int | None = None
+) -> Callable[[str], tuple[str, int]]:
+    """Return a converter of argparse for HOST:PORT."""
+
+    def convert(text: str) -> tuple[str, int]:
+        try:
+            return parse_address(text, default_host=default_host, default_port=default_port)
+        except AddressError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from None
+
+    return convert
+
+
+def positive_int(text: str) -> int:
+    """Convert for argparse: a whole number from 1 up."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 up")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """Convert for argparse: a number above 0."""
+    value = non_negative_float(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """Convert for argparse: a number from 0 up."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 up")
+    return value
+
+
+def human_bytes(count: float) -> str:
+    """Return a number of bytes for a person: ``64.0 MiB``."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+
+
+@contextmanager
+def progress_bar(label: str) -> Iterator[ProgressCallback | None]:
+    """Yield a callback that shows how far a transfer is, or None where standard error is no terminal.
+
+    The bar is rich's where it is installed, and a line with the percentage elsewhere.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
+    except ImportError:
+        with _plain_progress(label) as update:
+            yield update
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(label, total=None)
+        last = 0.0
+
+        def update_bar(done: int, total: int | None) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if now - last > 0.05 or done == total:
+                last = now
+                progress.update(task, completed=done, total=total)
+
+        yield update_bar
+
+
+@contextmanager
+def _plain_progress(label: str) -> Iterator[ProgressCallback]:
+    last = 0.0
+
+    def update(done: int, total: int | None) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > 0.2 or done == total:
+            last = now
+            share = f" {done * 100 // total:3d} %" if total else ""
+            print(f"\r{label} {human_bytes(done)}{share}  ", end="", file=sys.stderr, flush=True)
+
+    try:
+        yield update
+    finally:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns if sys.stderr.isatty() else 0
+        print("\r" + " " * max(0, columns - 1) + "\r", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,82 @@
+"""``asyncnet tcp echo | connect``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import sys
+import threading
+from asyncio import StreamReader, StreamWriter
+
+from asyncnet import compat, tcp
+from asyncnet.cli.common import Subparsers, address_argument, announce, positive_float
+from asyncnet.loops import run
+
+__all__ = ["add_parser", "echo"]
+
+_CHUNK = 65536
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the runners to the command line."""
+    commands = subparsers.add_parser("tcp", help="an echo server on any engine, and a client").add_subparsers(
+        dest="command", required=True, metavar="COMMAND"
+    )
+    server = commands.add_parser("echo", help="send everything back")
+    server.add_argument("--bind", type=address_argument("127.0.0.1", None), metavar="HOST:PORT", required=True)
+    server.add_argument("--engine", choices=list(compat.ENGINES), default="asyncnet", metavar="NAME",
+                        help=f"the concurrency model: {', '.join(compat.ENGINES)} (default: asyncnet)")  # fmt: skip
+    server.set_defaults(run=_echo)
+
+    client = commands.add_parser("connect", help="send standard input, print what comes back, both at once")
+    client.add_argument("address", type=address_argument(), metavar="HOST:PORT")
+    client.add_argument("--timeout", type=positive_float, default=10.0, metavar="SECONDS",
+                        help="how long connecting may take (default: 10)")  # fmt: skip
+    client.set_defaults(run=lambda arguments: run(_connect(arguments)))
+
+
+async def echo(reader: StreamReader, writer: StreamWriter) -> None:
+    """Send back what arrives: the handler that every engine runs unchanged."""
+    while data := await reader.read(_CHUNK):
+        writer.write(data)
+        await writer.drain()
+
+
+def _echo(arguments: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    compat.serve(echo, arguments.bind, engine=arguments.engine, ready=announce)
+    return 0
+
+
+async def _connect(arguments: argparse.Namespace) -> int:
+    reader, writer = await tcp.connect(*arguments.address, timeout=arguments.timeout)
+    sending = threading.Thread(target=_send_input, args=(asyncio.get_running_loop(), writer), daemon=True)
+    sending.start()
+    try:
+        while data := await reader.read(_CHUNK):
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+    finally:
+        writer.close()
+    return 0
+
+
+def _send_input(loop: asyncio.AbstractEventLoop, writer: StreamWriter) -> None:
+    """Send standard input as it comes, in a thread of its own: a terminal can be read in no other way everywhere."""
+
+    async def send(data: bytes) -> None:
+        if data:
+            writer.write(data)
+            await writer.drain()
+        elif writer.can_write_eof():
+            writer.write_eof()
+
+    data = b"-"
+    while data:
+        data = os.read(sys.stdin.fileno(), _CHUNK)
+        try:
+            asyncio.run_coroutine_threadsafe(send(data), loop).result()
+        except (OSError, RuntimeError):  # the connection or the loop is closed: the other direction says why
+            return

@@ -1,0 +1,179 @@
+"""What a handler waits for, told to whatever drives it.
+
+A coroutine does nothing by itself: somebody calls ``send``, and it runs until something inside says ``yield``. Here
+only one function does, `trap`, and what it yields is a `Trap`: "this socket, readable", "this socket, writable", "so
+many seconds". The kernel answers a trap by watching a descriptor, a thread by blocking. So one handler runs on every
+engine, and an engine is nothing but a way to answer three kinds of traps.
+
+An engine without an event loop puts `NO_LOOP` where asyncio looks for the running one. A handler that awaits
+``asyncio.sleep`` there by mistake is told so at that line, not by an error about a loop that nobody mentioned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import types
+from asyncio import events
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from selectors import EVENT_READ, EVENT_WRITE
+from typing import Any, Final, Protocol, cast
+
+import attrs
+
+from asyncnet.errors import ForeignAwaitError
+
+__all__ = [
+    "ASYNCIO_ENGINES",
+    "NO_LOOP",
+    "SLEEP",
+    "YIELD",
+    "HasFileno",
+    "Trap",
+    "foreign",
+    "sleep",
+    "trap",
+    "wait_readable",
+    "wait_writable",
+    "without_asyncio",
+]
+
+SLEEP: Final = 0
+"""The kind of a trap that waits for time alone; the others are ``selectors.EVENT_READ`` and ``EVENT_WRITE``."""
+
+ASYNCIO_ENGINES: Final = ("asyncio", "uvloop", "asyncnet")
+"""The engines that run on an event loop of asyncio."""
+
+
+class HasFileno(Protocol):
+    """A socket, or anything that stands for a descriptor; -1 when it is closed."""
+
+    def fileno(self) -> int: ...
+
+
+@attrs.frozen(eq=False)
+class Trap:
+    """What a coroutine waits for. It may be made once and used for every wait of its kind."""
+
+    kind: int
+    """``EVENT_READ``, ``EVENT_WRITE`` or `SLEEP`."""
+    source: Any
+    """The socket; None for `SLEEP`."""
+    timeout: float | None = None
+    """Seconds: how long to sleep, or how long to wait for the socket until `TimeoutError` is raised; None for ever."""
+
+
+YIELD: Final = Trap(SLEEP, None, 0)
+"""Lets the others run."""
+
+
+@types.coroutine
+def trap(request: Trap) -> Generator[Trap, BaseException | None, None]:
+    """Hand `request` to the driver, and return when it is met.
+
+    The driver sends None, or an exception to raise here.
+    """
+    outcome = yield request
+    if outcome is not None:
+        raise outcome
+
+
+async def wait_readable(sock: HasFileno) -> None:
+    """Wait until `sock` is readable, has ended, or has failed; on any engine, for any socket of your own.
+
+    Raises:
+        OSError: `sock` is closed.
+        RuntimeError: another task of the kernel waits for the same.
+    """
+    await _wait(EVENT_READ, sock)
+
+
+async def wait_writable(sock: HasFileno) -> None:
+    """Wait until `sock` takes bytes, or has failed; otherwise as `wait_readable`."""
+    await _wait(EVENT_WRITE, sock)
+
+
+async def sleep(seconds: float) -> None:
+    """Wait for `seconds` on any engine; 0 lets others run."""
+    if _running_loop() is None:
+        await trap(Trap(SLEEP, None, seconds) if seconds > 0 else YIELD)
+    else:
+        await asyncio.sleep(seconds)
+
+
+async def _wait(kind: int, sock: HasFileno) -> None:
+    if sock.fileno() < 0:
+        raise OSError("cannot wait for a closed socket")
+    loop = _running_loop()
+    if loop is None:
+        await trap(Trap(kind, sock))
+        return
+    read = kind == EVENT_READ
+    met = loop.create_future()
+    (loop.add_reader if read else loop.add_writer)(sock.fileno(), _resolve, met)
+    try:
+        await met
+    finally:
+        (loop.remove_reader if read else loop.remove_writer)(sock.fileno())
+
+
+def _resolve(met: asyncio.Future[None]) -> None:
+    if not met.done():
+        met.set_result(None)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+    return None if loop is NO_LOOP else loop
+
+
+def foreign(awaited: object) -> ForeignAwaitError:
+    """Return the error for a coroutine that yielded `awaited`, which is no `Trap`."""
+    kind = type(awaited)
+    return _foreign(
+        "a bare yield, such as asyncio.sleep(0)" if awaited is None else f"{kind.__module__}.{kind.__qualname__}"
+    )
+
+
+def _foreign(what: str) -> ForeignAwaitError:
+    return ForeignAwaitError(
+        f"the handler awaited {what}, which its engine cannot run: "
+        f"await its reader, its writer and asyncnet.compat, or use one of the engines {', '.join(ASYNCIO_ENGINES)}"
+    )
+
+
+class _NoLoop:
+    """Stands where asyncio looks for its loop, and refuses every use with an error that names who asked."""
+
+    def __getattribute__(self, name: str) -> Any:
+        frame, asked = inspect.currentframe(), f"asyncio's event loop ({name})"
+        while frame is not None and (frame := frame.f_back) is not None:
+            module = str(frame.f_globals.get("__name__"))
+            if module.partition(".")[0] != "asyncio":
+                break
+            asked = f"{module}.{frame.f_code.co_qualname}"
+        raise _foreign(asked)
+
+
+NO_LOOP: Final = cast(asyncio.AbstractEventLoop, _NoLoop())
+
+
+@contextmanager
+def without_asyncio() -> Iterator[None]:
+    """Let nothing in this thread take what runs here for asyncio, until the block ends.
+
+    Raises:
+        RuntimeError: an event loop runs in this thread; whatever blocks here would stop it.
+    """
+    if _running_loop() is not None:
+        raise RuntimeError("this blocks, and an event loop runs in this thread: call it in a thread of its own")
+    before = events._get_running_loop()
+    events._set_running_loop(NO_LOOP)
+    try:
+        yield
+    finally:
+        events._set_running_loop(before)

@@ -1,0 +1,198 @@
+"""A server in a process of its own: ``engine_server.py ENGINE [--grace S] [--nofile N] [--serve]``.
+
+The first line of a connection names one of the handlers below. On standard output it prints the port, then what
+handlers report, and at the end the counters as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import socket
+
+import attrs
+
+from asyncnet import compat
+from asyncnet.errors import ForeignAwaitError
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+
+
+async def total(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer after the end of the input."""
+    data = await reader.read()
+    assert reader.at_eof()
+    writer.write(b"%d bytes" % len(data))
+    writer.write_eof()
+
+
+async def fail(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    raise ZeroDivisionError("on purpose")
+
+
+async def foreign(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Say what awaiting asyncio's own things gives, each at its line."""
+    for seconds in (0.001, 0):
+        try:
+            await asyncio.sleep(seconds)
+            writer.write(b"ran\n")
+        except ForeignAwaitError as exc:
+            writer.write(f"refused: {exc}\n".encode())
+
+
+async def uncaught(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(0)
+    writer.write(b"ran\n")
+
+
+async def parse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Use every way to read, and write down what each gave."""
+    seen: list[str] = []
+
+    async def note(read: object) -> None:
+        try:
+            seen.append(repr(await read))  # type: ignore[misc]
+        except asyncio.IncompleteReadError as exc:
+            seen.append(f"incomplete {exc.partial!r} {exc.expected}")
+        except (asyncio.LimitOverrunError, ValueError) as exc:
+            seen.append(f"{type(exc).__name__}: {exc}")
+
+    await note(reader.readline())
+    await note(reader.readexactly(4))
+    await note(reader.readexactly(0))
+    await note(reader.readexactly(-1))
+    await note(reader.readuntil(b"--"))
+    await note(reader.readuntil(b""))
+    await note(reader.read(0))
+    await note(reader.readline())  # too long, its end is there
+    await note(reader.readline())
+    async for line in reader:
+        seen.append(f"line {line!r}")
+        if line == b"b\n":
+            break
+    await note(reader.readexactly(100))
+    await note(reader.readline())
+    await note(reader.readuntil())
+    await note(reader.read(10))
+    seen.append(str(reader.at_eof()))
+    writer.writelines([json.dumps(seen).encode(), b"\n"])
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+
+async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Write more than the sockets hold, and close without waiting."""
+    for n in range(64):
+        writer.write(bytes([n]) * 65536)
+    writer.close()
+
+
+async def info(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    sock = writer.get_extra_info("socket")
+    facts = {
+        "peername": writer.get_extra_info("peername"),
+        "sockname": writer.get_extra_info("sockname"),
+        "nodelay": bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)),
+        "other": writer.get_extra_info("nonsense", "default"),
+        "eof": writer.can_write_eof(),
+        "closing": writer.is_closing(),
+    }
+    writer.write(json.dumps(facts).encode())
+
+
+async def nap(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await compat.sleep(0.001)
+    await compat.sleep(0)
+    writer.write(b"rested")
+
+
+async def upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Wait for a socket of the handler's own."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        await compat.wait_writable(theirs)
+        theirs.send(b"from upstream")
+        await compat.wait_readable(ours)
+        writer.write(ours.recv(100))
+
+
+async def wait_for_bytes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        writer.write(b"waiting")
+        await reader.read(1)
+    finally:
+        await compat.sleep(0)  # a handler may wait while it cleans up
+        print("cleaned up", flush=True)
+
+
+async def wait_for_time(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        writer.write(b"waiting")
+        await compat.sleep(3600)
+    finally:
+        print("cleaned up", flush=True)
+
+
+async def stats(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(json.dumps(count()).encode())
+
+
+def count() -> dict[str, int]:
+    return {
+        field.name: getattr(server.stats, field.name)
+        for field in attrs.fields(compat.Stats)
+        if not field.name.startswith("_")
+    }
+
+
+HANDLERS = {
+    handler.__name__: handler
+    for handler in (
+        echo, total, fail, foreign, uncaught, parse, flood, info, nap, upstream, wait_for_bytes, wait_for_time, stats
+    )
+}  # fmt: skip
+
+
+async def dispatch(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    name = await reader.readline()
+    if name:
+        await HANDLERS[name.decode().strip()](reader, writer)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("engine")
+    parser.add_argument("--grace", type=float, default=5.0)
+    parser.add_argument("--nofile", type=int)
+    parser.add_argument("--serve", action="store_true")
+    args = parser.parse_args()
+    logging.basicConfig(level="INFO")
+    if args.serve:
+        before = signal.getsignal(signal.SIGTERM)
+        compat.serve(
+            dispatch,
+            ("127.0.0.1", 0),
+            engine=args.engine,
+            grace=args.grace,
+            ready=lambda address: print(address[1], flush=True),
+        )
+        print("restored" if signal.getsignal(signal.SIGTERM) == before else "not restored")
+    else:
+        server = compat.create_server(dispatch, ("127.0.0.1", 0), engine=args.engine, grace=args.grace)
+        signal.signal(signal.SIGTERM, lambda *_: server.stop())
+        if args.nofile:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_NOFILE, (args.nofile, args.nofile))
+        print(server.address[1], flush=True)
+        server.run()
+        print(json.dumps(count()))
