@@ -38,7 +38,7 @@ def new_event_loop(loop: str = "auto") -> asyncio.AbstractEventLoop:
         raise ImportError("uvloop is not installed: pip install uvloop, or use loop='asyncio'")
     if HAVE_UVLOOP and loop != "asyncio":
         return uvloop.new_event_loop()
-    return asyncio.new_event_loop()
+    return asyncio.SelectorEventLoop()  # on Windows the default loop has no add_reader
 
 
 def loop_name(loop: asyncio.AbstractEventLoop) -> str:

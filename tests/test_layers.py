@@ -20,6 +20,7 @@ asyncnet.tftp.transfer
 asyncnet.udp.endpoint
 asyncnet.udp
 asyncnet.loops
+asyncnet.tcp.listeners asyncnet.tcp.connections
 asyncnet.tcp.server asyncnet.tcp.client
 asyncnet.tcp
 asyncnet.tftp.files

@@ -11,23 +11,20 @@ wait in the kernel's backlog.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import math
-import os
 import socket
 from collections.abc import Callable, Coroutine
-from enum import Enum
 from functools import partial
-from ssl import SSLContext, SSLError
+from ssl import SSLContext
 from typing import Any, Final, Self, TypeAlias
 
-import attrs
-
-from asyncnet.addresses import Address, explain, format_address
+from asyncnet.addresses import Address, format_address
 from asyncnet.opening import Opening
+from asyncnet.tcp.connections import Connection, ConnectionProtocol, Outcome, ServerStats, StopReport, unsent
+from asyncnet.tcp.listeners import PEER_ERRORS, open_listeners, resolve
 
-__all__ = ["Handler", "Server", "ServerStats", "StopReport", "serve"]
+__all__ = ["Handler", "Server", "serve"]
 
 logger = logging.getLogger("asyncnet.tcp")
 
@@ -44,134 +41,6 @@ FLUSH_STALL: Final = 10.0
 """Seconds in which a closing connection must get rid of some of its bytes, or it is aborted."""
 CANCEL_WAIT: Final = 1.0
 """Seconds that a cancelled handler has to end."""
-PORT_ATTEMPTS: Final = 10
-"""How often a free port is looked for that is free on every address."""
-
-# accept() reports what happened to the waiting connection itself (Linux accept(2), "Error handling").
-PEER_ERRORS: Final = frozenset(
-    getattr(errno, name)
-    for name in (
-        "ECONNABORTED",
-        "ECONNRESET",
-        "EHOSTDOWN",
-        "EHOSTUNREACH",
-        "ENETDOWN",
-        "ENETUNREACH",
-        "ENONET",
-        "ENOPROTOOPT",
-        "EOPNOTSUPP",
-        "EPERM",
-        "EPROTO",
-        "ETIMEDOUT",
-    )
-    if hasattr(errno, name)
-)
-
-
-@attrs.define
-class ServerStats:
-    """What a server has counted since it was opened.
-
-    ``accepted`` is the sum of ``active`` and of the five ways to end: ``completed``, ``failed``, ``disconnected``,
-    ``cancelled`` and ``handshakes_failed``.
-    """
-
-    accepted: int = 0
-    """Connections taken from the kernel."""
-    active: int = 0
-    """Connections that are open now, those in their TLS handshake included."""
-    completed: int = 0
-    """The handler returned."""
-    failed: int = 0
-    """The handler raised; the traceback is in the log."""
-    disconnected: int = 0
-    """The peer went away, and the handler ended by the error that this gave it."""
-    cancelled: int = 0
-    """The handler was cancelled."""
-    handshakes_failed: int = 0
-    """The connection ended before the handler began, as by a failed TLS handshake."""
-    aborted: int = 0
-    """Connections cut off: the peer did not take the last bytes, or the handler outlived its cancellation."""
-    accept_errors: int = 0
-    """Failed calls of accept()."""
-
-
-@attrs.frozen
-class StopReport:
-    """How the connections ended that were open when the server was closed."""
-
-    finished: int
-    """Handlers that ended by themselves."""
-    cancelled: int
-    """Handlers that were cancelled at the end of the grace, and ended then."""
-    aborted: int
-    """Connections that were cut off."""
-
-
-class _Outcome(Enum):
-    """How a connection ended; the value is the counter in `ServerStats`."""
-
-    COMPLETED = "completed"
-    FAILED = "failed"
-    DISCONNECTED = "disconnected"
-    CANCELLED = "cancelled"
-    HANDSHAKE_FAILED = "handshakes_failed"
-
-
-@attrs.define(eq=False)
-class _Connection:
-    """One connection, from accept() to the end of its task."""
-
-    peer: str
-    sock: socket.socket | None
-    """Until the event loop takes the socket over."""
-    lost: asyncio.Future[None]
-    """Done when the transport is closed."""
-    reader: asyncio.StreamReader | None = None
-    writer: asyncio.StreamWriter | None = None
-    begun: bool = False
-    """The event loop has made the transport, and finished the TLS handshake."""
-    cancelled: bool = False
-    """The server stops, and cancelled the handler."""
-    aborted: bool = False
-
-    def made(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    def is_lost_by(self, exc: Exception) -> bool:
-        """Tell whether the peer is to blame for what a handler raised; a connection to another host may be, too."""
-        if self.reader is None or self.writer is None:
-            return False
-        if isinstance(exc, ExceptionGroup):
-            return all(self.is_lost_by(part) for part in exc.exceptions)
-        if isinstance(exc, asyncio.IncompleteReadError):
-            return self.reader.at_eof()
-        if isinstance(exc, ConnectionError | SSLError):
-            return self.writer.is_closing() or self.reader.exception() is not None
-        return isinstance(exc, TimeoutError)
-
-
-class _Protocol(asyncio.StreamReaderProtocol):
-    """asyncio's protocol, which also tells the connection when it is lost.
-
-    `StreamWriter.wait_closed` is of no use for that: a cancelled wait breaks it for every other one.
-    """
-
-    def __init__(self, connection: _Connection, limit: int, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(asyncio.StreamReader(limit, loop), connection.made, loop)
-        self._lost = connection.lost
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if not self._lost.done():
-            self._lost.set_result(None)
-
-
-def _unsent(writer: asyncio.StreamWriter) -> int:
-    try:
-        return writer.transport.get_write_buffer_size()
-    except AttributeError:  # asyncio's TLS transport forgets its connection at a second close()
-        return 0
 
 
 class Server:
@@ -202,7 +71,7 @@ class Server:
         self._grace = grace
         self._ssl = ssl
         self._limit = limit
-        self._connections: dict[asyncio.Task[_Outcome], _Connection] = {}
+        self._connections: dict[asyncio.Task[Outcome], Connection] = {}
         self._reading = False
         self._pause: asyncio.TimerHandle | None = None
         self._pause_length = 0.0
@@ -281,25 +150,25 @@ class Server:
     # One connection.
 
     def _start(self, sock: socket.socket, peer: Address) -> None:
-        connection = _Connection(format_address(peer), sock, self._loop.create_future())
+        connection = Connection(format_address(peer), sock, self._loop.create_future())
         self.stats.accepted += 1
         self.stats.active += 1
         task = self._loop.create_task(self._run(connection), name=f"tcp {connection.peer}")
         self._connections[task] = connection
         task.add_done_callback(partial(self._ended, connection))
 
-    async def _run(self, connection: _Connection) -> _Outcome:
+    async def _run(self, connection: Connection) -> Outcome:
         sock, connection.sock = connection.sock, None
         assert sock is not None
         try:
             # Both loops set TCP_NODELAY here, and make the socket non-blocking.
             await self._loop.connect_accepted_socket(
-                partial(_Protocol, connection, self._limit, self._loop), sock, ssl=self._ssl
+                partial(ConnectionProtocol, connection, self._limit, self._loop), sock, ssl=self._ssl
             )
         except OSError as exc:
             sock.close()
             logger.debug("%s: no connection: %r", connection.peer, exc)
-            return _Outcome.HANDSHAKE_FAILED
+            return Outcome.HANDSHAKE_FAILED
         except asyncio.CancelledError:
             if connection.writer is not None:
                 self._abort(connection)
@@ -307,7 +176,7 @@ class Server:
         connection.begun = True
         reader, writer = connection.reader, connection.writer
         if reader is None or writer is None:  # the peer left at the end of the TLS handshake
-            return _Outcome.HANDSHAKE_FAILED
+            return Outcome.HANDSHAKE_FAILED
         try:
             if connection.cancelled:
                 raise asyncio.CancelledError
@@ -315,7 +184,7 @@ class Server:
             if not asyncio.iscoroutine(coroutine):
                 raise TypeError(f"handler must be a coroutine function: it returned {coroutine!r}")
             await coroutine
-            outcome = _Outcome.COMPLETED
+            outcome = Outcome.COMPLETED
         except asyncio.CancelledError:
             await self._flush(connection, writer)
             raise
@@ -324,50 +193,50 @@ class Server:
         await self._flush(connection, writer)
         return outcome
 
-    def _failed(self, connection: _Connection, exc: Exception) -> _Outcome:
+    def _failed(self, connection: Connection, exc: Exception) -> Outcome:
         if connection.is_lost_by(exc):
             logger.debug("%s: the peer went away: %r", connection.peer, exc)
-            return _Outcome.DISCONNECTED
+            return Outcome.DISCONNECTED
         logger.error("the handler of %s failed", connection.peer, exc_info=exc)
-        return _Outcome.FAILED
+        return Outcome.FAILED
 
-    async def _flush(self, connection: _Connection, writer: asyncio.StreamWriter) -> None:
+    async def _flush(self, connection: Connection, writer: asyncio.StreamWriter) -> None:
         """Close and wait until the last bytes have left, as long as they go on leaving."""
         if not writer.is_closing():
             writer.close()
         left = -1
         try:
-            while not connection.lost.done() and (unsent := _unsent(writer)) != left:
-                left = unsent
+            while not connection.lost.done() and (size := unsent(writer)) != left:
+                left = size
                 await asyncio.wait((connection.lost,), timeout=FLUSH_STALL)
         finally:
             if not connection.lost.done():
                 self._abort(connection)
 
-    def _abort(self, connection: _Connection) -> None:
+    def _abort(self, connection: Connection) -> None:
         if connection.writer is not None and not connection.aborted:
             connection.aborted = True
             self.stats.aborted += 1
             connection.writer.transport.abort()
 
-    def _ended(self, connection: _Connection, task: asyncio.Task[_Outcome]) -> None:
+    def _ended(self, connection: Connection, task: asyncio.Task[Outcome]) -> None:
         del self._connections[task]
         connection.reader = connection.writer = None  # the protocol refers to the connection: this breaks the cycle
         if connection.sock is not None:  # cancelled before it began
             connection.sock.close()
         if task.cancelled():
-            outcome = _Outcome.CANCELLED
+            outcome = Outcome.CANCELLED
         elif (exc := task.exception()) is not None:
             logger.error("the handler of %s failed", connection.peer, exc_info=exc)
-            outcome = _Outcome.FAILED
+            outcome = Outcome.FAILED
         else:
-            outcome = _Outcome.CANCELLED if connection.cancelled else task.result()
+            outcome = Outcome.CANCELLED if connection.cancelled else task.result()
         self.stats.active -= 1
         setattr(self.stats, outcome.value, getattr(self.stats, outcome.value) + 1)
         if self.closing.is_set():
             self._aborted += connection.aborted
-            self._cancelled += outcome is _Outcome.CANCELLED and not connection.aborted
-            self._finished += outcome is not _Outcome.CANCELLED and not connection.aborted
+            self._cancelled += outcome is Outcome.CANCELLED and not connection.aborted
+            self._finished += outcome is not Outcome.CANCELLED and not connection.aborted
         self._update_reading()
 
     # Stopping.
@@ -387,15 +256,13 @@ class Server:
 
         Connections that nobody has accepted yet are refused by the kernel.
         """
-        if self.closing.is_set():
-            return
         self.closing.set()
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
         self._update_reading()
-        for listener in self._listeners:
-            listener.close()
+        while self._listeners:
+            self._listeners.pop().close()
 
     async def aclose(self, grace: float | None = None) -> StopReport:
         """Stop accepting, let the handlers finish, cancel those that do not, and abort those that outlive that too.
@@ -430,7 +297,7 @@ class Server:
         running = sum(connection.aborted for connection in self._connections.values())
         return StopReport(self._finished, self._cancelled, self._aborted + running)
 
-    def _others(self) -> dict[asyncio.Task[_Outcome], _Connection]:
+    def _others(self) -> dict[asyncio.Task[Outcome], Connection]:
         """Return the connections, without that of the handler that asks."""
         current = asyncio.current_task()
         return {task: connection for task, connection in self._connections.items() if task is not current}
@@ -502,7 +369,7 @@ def serve(
     _checked_grace(grace)
 
     async def open_() -> Server:
-        listeners = _open_listeners(await _resolve(host, port), backlog)
+        listeners = open_listeners(await resolve(host, port), backlog)
         try:
             return Server(handler, listeners, max_connections=max_connections, grace=grace, ssl=ssl, limit=limit)
         except BaseException:
@@ -517,76 +384,3 @@ def _checked_grace(grace: float) -> float:
     if not 0 <= grace < math.inf:
         raise ValueError(f"grace must be 0 seconds or more, and finite, not {grace}")
     return grace
-
-
-# Listening.
-
-
-async def _resolve(host: str | None, port: int) -> list[tuple[int, tuple[Any, ...]]]:
-    """Return the family and the address of each socket to open."""
-    if not host:
-        return [(socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port, 0, 0))]
-    try:
-        try:  # uvloop's resolver loses the scope of a link-local address
-            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        except socket.gaierror:
-            infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as exc:
-        raise explain(exc, "bind TCP", (host, port)) from exc
-    except ValueError as exc:  # what the codec of host names refuses
-        raise explain(socket.gaierror(socket.EAI_NONAME, str(exc)), "bind TCP", (host, port)) from exc
-    return list(dict.fromkeys((int(info[0]), info[4]) for info in infos))
-
-
-def _open_listeners(addresses: list[tuple[int, tuple[Any, ...]]], backlog: int) -> list[socket.socket]:
-    # A port that the system picked on the first address may be in use on the second one.
-    attempts = PORT_ATTEMPTS if addresses[0][1][1] == 0 and len(addresses) > 1 else 1
-    while True:
-        attempts -= 1
-        try:
-            return _listen_on_all(addresses, backlog)
-        except OSError as exc:
-            if exc.errno != errno.EADDRINUSE or attempts == 0:
-                raise
-
-
-def _listen_on_all(addresses: list[tuple[int, tuple[Any, ...]]], backlog: int) -> list[socket.socket]:
-    listeners: list[socket.socket] = []
-    try:
-        for family, (host, port, *scope) in addresses:
-            try:
-                shared_port = listeners[0].getsockname()[1] if listeners else port
-                listeners.append(_listen(family, (host, shared_port, *scope), backlog))
-            except OSError as exc:
-                # Names such as "localhost" have an IPv6 address on hosts without IPv6, too.
-                without_ipv6 = family == socket.AF_INET6 and exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
-                if not without_ipv6 or len(addresses) == 1:
-                    raise
-                missing = exc
-        if not listeners:
-            raise missing
-    except BaseException:
-        for listener in listeners:
-            listener.close()
-        raise
-    return listeners
-
-
-def _listen(family: int, address: tuple[Any, ...], backlog: int) -> socket.socket:
-    try:
-        # Accepted sockets inherit the protocol number; asyncio sets TCP_NODELAY only where it is there.
-        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        try:
-            listener.setblocking(False)
-            if os.name == "posix":  # on Windows the option would let another program take the port over
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(address)
-            listener.listen(backlog)
-        except BaseException:
-            listener.close()
-            raise
-    except OSError as exc:
-        raise explain(exc, "bind TCP", address) from exc
-    return listener

@@ -341,7 +341,9 @@ async def test_a_place_is_given_back_however_a_connection_ends(caplog: pytest.Lo
             assert (server.stats.failed, server.stats.cancelled, server.stats.active) == (1, 1, 1)
 
 
-async def test_an_accept_that_fails_for_its_peer_leaves_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_accept_that_fails_for_its_peer_leaves_the_others(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     real = socket.socket.accept
     errors = [errno.ECONNABORTED, errno.EPROTO]
 
@@ -354,6 +356,7 @@ async def test_an_accept_that_fails_for_its_peer_leaves_the_others(monkeypatch: 
     async with tcp.serve(echo, "127.0.0.1", 0) as server, client(server) as stream:
         assert await exchange(stream, b"x") == b"x"
         assert server.stats.accept_errors == 2
+    assert_nothing_logged(caplog)
 
 
 @pytest.mark.parametrize("number", [errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL])
@@ -597,18 +600,21 @@ async def test_stopping_aborts_a_handler_that_swallows_its_cancellation(
                 pass
 
     server = await tcp.serve(handle, "127.0.0.1", 0)
-    async with client(server) as (reader, _):
-        assert await reader.readexactly(5) == b"ready"
-        report = tcp.StopReport(finished=0, cancelled=0, aborted=1)
-        assert await server.aclose(grace=0) == report
-        try:
-            assert await reader.read() == b""
-        except ConnectionResetError:
-            pass
-        assert server.stats.active == 1
+    try:
+        async with client(server) as (reader, _):
+            assert await reader.readexactly(5) == b"ready"
+            report = tcp.StopReport(finished=0, cancelled=0, aborted=1)
+            assert await server.aclose(grace=0) == report
+            async with asyncio.timeout(10):
+                try:
+                    assert await reader.read() == b""
+                except ConnectionResetError:
+                    pass
+            assert server.stats.active == 1
+    finally:
         release.set()
-        await until(lambda: server.stats.active == 0)
-        assert await server.aclose() == report
+    await until(lambda: server.stats.active == 0)
+    assert await server.aclose() == report
 
 
 async def test_closing_twice_at_once_and_again_gives_one_report() -> None:

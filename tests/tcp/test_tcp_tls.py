@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Callable
+from typing import cast
 
 import attrs
 import pytest
@@ -203,6 +204,31 @@ async def test_a_handler_may_close_more_than_once(contexts: Contexts, caplog: py
         await closed(writer)
         await until(lambda: server.stats.completed == 1)
     assert caplog.records == []
+
+
+async def test_a_peer_that_does_not_end_the_tls_session_is_cut_off(
+    contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncnet.tcp.server.FLUSH_STALL", 0.05)
+
+    async def handle(reader: Reader, writer: Writer) -> None:
+        await reader.readexactly(1)
+        writer.close()
+        kept.append(writer)
+
+    kept: list[Writer] = []
+
+    async with tcp.serve(handle, "127.0.0.1", 0, ssl=contexts.server) as server:
+        _, writer = await tcp.connect(*server.address[:2], ssl=contexts.client, timeout=10)
+        cast(asyncio.Transport, writer.transport).pause_reading()
+        writer.write(b"x")
+        await until(lambda: server.stats.aborted == 1 and server.stats.active == 0)
+        async with asyncio.timeout(5):  # the event loop alone would wait longer for the peer
+            try:
+                await kept[0].wait_closed()
+            except OSError:
+                pass
+        writer.transport.abort()
 
 
 async def test_a_handler_may_start_tls_itself(contexts: Contexts) -> None:
