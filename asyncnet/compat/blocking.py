@@ -28,6 +28,9 @@ logger = logging.getLogger("asyncnet.compat")
 MAX_THREADS: Final = 4096
 """Connections at a time; each costs a thread. More wait in the kernel's backlog."""
 
+LONGEST: Final = 86400.0
+"""Seconds that a selector is asked to wait at most; some take no more than 24 days."""
+
 # Neither of the two takes a descriptor, so waiting works even when there is none left.
 _Selector: Final = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
@@ -66,12 +69,14 @@ def pause(seconds: float, *, alarm: socket.socket) -> None:
     """
     if seconds <= 0:
         time.sleep(0)
-        return
-    try:
-        wait_ready(alarm, EVENT_READ, seconds)
-    except TimeoutError:
-        return
-    raise asyncio.CancelledError
+    while seconds > 0:
+        part = min(seconds, LONGEST)
+        seconds -= part
+        try:
+            wait_ready(alarm, EVENT_READ, part)
+        except TimeoutError:
+            continue
+        raise asyncio.CancelledError
 
 
 def run_blocking(
@@ -131,7 +136,7 @@ class ThreadServer(Server):
                 full=lambda: len(self._threads) >= MAX_THREADS,
             )
             try:
-                run_blocking(acceptor, partial(pause, alarm=self._wake), partial(wait_ready, alarm=self._wake))
+                run_blocking(acceptor, self._until_stopped(pause), self._until_stopped(wait_ready))
             except asyncio.CancelledError:
                 pass
             self._join(self._grace)
@@ -144,6 +149,16 @@ class ThreadServer(Server):
             self._join(CANCEL_WAIT)
             if self._threads:
                 logger.error("%d handlers did not end; their threads end with the process", len(self._threads))
+
+    def _until_stopped(self, wait: Callable[..., None]) -> Callable[..., None]:
+        def waits(*args: Any) -> None:
+            try:
+                wait(*args, alarm=self._wake)
+            except asyncio.CancelledError:
+                if self._told_to_stop():
+                    raise
+
+        return waits
 
     def _admit(self, sock: socket.socket, peer: Any, alarm: socket.socket) -> None:
         sock.settimeout(None)
@@ -208,7 +223,8 @@ class GeventServer(Server):
 
         with without_asyncio():
             acceptor = gevent.spawn(drive, accept(self._listener, admit, self._stats))
-            wait(self._wake, EVENT_READ)
+            while not self._told_to_stop():
+                wait(self._wake, EVENT_READ)
             gevent.sleep(0)  # a greenlet that is killed before it begins never cleans up
             acceptor.kill(asyncio.CancelledError)
             gevent.joinall(list(greenlets), timeout=self._grace)

@@ -140,7 +140,7 @@ def create_server(
 def _is_coroutine_function(handler: object) -> bool:
     while isinstance(handler, partial):
         handler = handler.func
-    call = getattr(handler, "__call__", None)  # noqa: B004  # what it is, not whether it is
+    call = getattr(type(handler), "__call__", None)  # noqa: B004  # what it is, not whether it is
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
 
 

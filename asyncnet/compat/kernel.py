@@ -23,6 +23,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from heapq import heappop, heappush
 from inspect import CORO_CREATED, getcoroutinestate
 from itertools import count
@@ -35,13 +36,14 @@ import attrs
 
 from asyncnet.addresses import Address
 from asyncnet.compat.serving import CANCEL_WAIT, Handler, Server, accept, converse
-from asyncnet.compat.traps import YIELD, HasFileno, Trap, foreign, wait_readable, without_asyncio
+from asyncnet.compat.traps import YIELD, HasFileno, Trap, foreign, without_asyncio
 
 __all__ = ["Kernel", "KernelServer", "Task"]
 
 logger = logging.getLogger("asyncnet.compat")
 
-_BOTH: Final = EVENT_READ | EVENT_WRITE
+LONGEST: Final = 86400.0
+"""Seconds that a selector is asked to wait at most; some take no more than 24 days."""
 
 
 @attrs.define(eq=False)
@@ -61,7 +63,6 @@ class Task:
     """A coroutine in the kernel."""
 
     coro: Coroutine[Any, Any, object]
-    send: Callable[[BaseException | None], Any] = attrs.field(init=False)
     entry: Entry | None = None
     """What it waited for last; the next wait is nearly always for the same."""
     timer: int = 0
@@ -70,9 +71,6 @@ class Task:
     """Whether it is in the queue of ready tasks; then it waits for nothing."""
     outcome: BaseException | None = None
     """What is raised where it waits when its turn comes."""
-
-    def __attrs_post_init__(self) -> None:
-        self.send = self.coro.send
 
 
 class Kernel:
@@ -101,10 +99,9 @@ class Kernel:
         """Raise `asyncio.CancelledError` where `task` waits, in the next turn; a task cannot cancel itself."""
         if task in self._tasks:
             self._detach(task)
-            if task.queued:
-                task.outcome = asyncio.CancelledError()
-            else:
-                self._queue(task, asyncio.CancelledError())
+            if not task.queued:
+                self._queue(task)
+            task.outcome = asyncio.CancelledError()
 
     def cancel_all(self) -> None:
         """Cancel every task."""
@@ -113,8 +110,7 @@ class Kernel:
 
     def forget(self, sock: HasFileno) -> None:
         """Forget a socket that is about to be closed, and wake who waits for it."""
-        entry = self._entries.get(sock.fileno())
-        if entry is not None:
+        if entry := self._entries.get(sock.fileno()):
             self._drop(entry)
 
     def run(self, until: Task | None = None, timeout: float = inf) -> None:
@@ -140,11 +136,10 @@ class Kernel:
 
     def _turn(self, deadline: float) -> None:
         timers, ready = self._timers, self._ready
-        if ready:
-            timeout: float | None = 0
-        else:
+        timeout: float | None = 0
+        if not ready:
             wake_up = min(deadline, timers[0][0]) if timers else deadline
-            timeout = None if wake_up == inf else max(0, wake_up - monotonic())
+            timeout = None if wake_up == inf else min(max(0, wake_up - monotonic()), LONGEST)
         try:
             events = self._selector.select(timeout)
         except OSError:  # select() fails when somebody closed a socket of theirs without a word
@@ -190,7 +185,7 @@ class Kernel:
     def _step(self, task: Task, outcome: BaseException | None) -> None:
         """Let `task` run until it waits again."""
         try:
-            request = task.send(outcome)
+            request = task.coro.send(outcome)
             while type(request) is not Trap:
                 request = task.coro.throw(foreign(request))
         except (StopIteration, asyncio.CancelledError):
@@ -199,24 +194,17 @@ class Kernel:
             self._tasks.discard(task)
             logger.exception("a task failed")
         else:
-            entry = task.entry
-            if (
-                entry is not None
-                and entry.sock is request.source
-                and entry.mask == request.kind == EVENT_READ
-                and entry.reader is None
-                and request.timeout is None
-            ):  # as the last time, which is the rule
-                entry.reader = task
-                return
             if request is YIELD:
                 self._queue(task)
                 return
             if request.timeout is not None:
                 task.timer = next(self._numbers)
                 heappush(self._timers, (monotonic() + request.timeout, task.timer, task))
-            if request.kind:
-                self._wait(task, request.kind, request.source)
+            kind, entry = request.kind, task.entry
+            if entry and entry.sock is request.source and entry.mask == kind == EVENT_READ and entry.reader is None:
+                entry.reader = task  # the same wait as the last time, which is the rule
+            elif kind:
+                self._wait(task, kind, request.source)
 
     def _wait(self, task: Task, kind: int, sock: HasFileno) -> None:
         entry = task.entry
@@ -236,39 +224,35 @@ class Kernel:
             return
         if kind == EVENT_READ:
             entry.reader = task
-            kind = EVENT_READ if entry.writer is None else _BOTH
         else:
             entry.writer = task
-            kind = EVENT_WRITE if entry.reader is None else _BOTH
-        if entry.mask != kind:
-            try:
-                self._watch(entry)
-            except (OSError, ValueError) as exc:  # the selector cannot watch this descriptor
-                self._detach(task)
-                self._queue(task, exc)
+        try:
+            self._watch(entry)
+        except (OSError, ValueError) as exc:  # the selector cannot watch this descriptor
+            self._detach(task)
+            self._queue(task, exc)
 
     def _watch(self, entry: Entry) -> None:
         """Make the selector watch for what is waited for; for nothing at all, drop the entry."""
         mask = (EVENT_READ if entry.reader is not None else 0) | (EVENT_WRITE if entry.writer is not None else 0)
-        if entry.mask and not mask:
+        if mask == entry.mask:
+            return
+        if not mask:
             self._drop(entry)
-        elif entry.mask:
-            if mask != entry.mask:
-                self._selector.modify(entry.fd, mask, entry)
-                entry.mask = mask
-        elif mask:
+            return
+        if entry.mask:
+            self._selector.modify(entry.fd, mask, entry)
+        else:
             self._selector.register(entry.fd, mask, entry)
             self._entries[entry.fd] = entry
-            entry.mask = mask
+        entry.mask = mask
 
     def _drop(self, entry: Entry) -> None:
         entry.mask = 0
         if self._entries.get(entry.fd) is entry:
             del self._entries[entry.fd]
-            try:
+            with suppress(KeyError):  # a failed modify() removes it
                 self._selector.unregister(entry.fd)
-            except KeyError:  # a failed modify() removes it
-                pass
         for task in (entry.reader, entry.writer):
             if task is not None:
                 self._queue(task)
@@ -277,12 +261,12 @@ class Kernel:
     def _detach(self, task: Task) -> bool:
         """Take `task` away from where it waits; return whether that is a socket."""
         entry, task.timer = task.entry, 0
-        if entry is not None and entry.reader is task:
-            entry.reader = None
-        elif entry is not None and entry.writer is task:
-            entry.writer = None
-        else:
+        if entry is None or task not in (entry.reader, entry.writer):
             return False
+        if entry.reader is task:
+            entry.reader = None
+        else:
+            entry.writer = None
         return True
 
 
@@ -306,7 +290,7 @@ class KernelServer(Server):
 
         try:
             acceptor = kernel.spawn(accept(self._listener, admit, self._stats))
-            kernel.run(until=kernel.spawn(wait_readable(self._wake)))
+            kernel.run(until=kernel.spawn(self._wait_stopped()))
             kernel.cancel(acceptor)
             kernel.run(timeout=self._grace)
             kernel.cancel_all()

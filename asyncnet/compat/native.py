@@ -7,15 +7,22 @@ what they run. ``asyncnet`` is `asyncnet.tcp.serve`.
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 from asyncnet import tcp
 from asyncnet.addresses import Address
-from asyncnet.compat.serving import CANCEL_WAIT, Handler, Server, Stats, attend
+from asyncnet.compat.serving import STOP, Handler, Server, Stats, attend
 from asyncnet.compat.streams import FLUSH_STALL
 from asyncnet.loops import new_event_loop, run
 
 __all__ = ["AsyncioServer", "AsyncnetServer"]
+
+
+async def _stopped(wake: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    while STOP not in await loop.sock_recv(wake, 4096):
+        pass
 
 
 class AsyncioServer(Server):
@@ -36,16 +43,11 @@ class AsyncioServer(Server):
 
     async def _main(self) -> None:
         server = await asyncio.start_server(self._converse, sock=self._listener, backlog=self._backlog)
-        await asyncio.get_running_loop().sock_recv(self._wake, 1)
+        await _stopped(self._wake)
         server.close()
-        await self._join(self._grace)
-        for task in self._tasks:
-            task.cancel()
-        await self._join(CANCEL_WAIT)
-
-    async def _join(self, timeout: float) -> None:
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout)
+            await asyncio.wait(self._tasks, timeout=self._grace)
+        # Those that are left are cancelled by whatever runs this.
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -82,7 +84,7 @@ class AsyncnetServer(Server):
             runner.run(self._main())
 
     async def _main(self) -> None:
-        await self._loop.sock_recv(self._wake, 1)
+        await _stopped(self._wake)
         await self._server.aclose()
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import threading
 from abc import ABC, abstractmethod
@@ -21,11 +22,11 @@ import attrs
 
 from asyncnet.addresses import Address, explain, format_address
 from asyncnet.compat.streams import SocketLike, open_streams
-from asyncnet.compat.traps import Trap, sleep, trap
+from asyncnet.compat.traps import Trap, sleep, trap, wait_readable
 from asyncnet.errors import ClosedError
-from asyncnet.tcp.server import PEER_ERRORS
+from asyncnet.tcp.listeners import PEER_ERRORS
 
-__all__ = ["CANCEL_WAIT", "Handler", "Server", "Stats", "accept", "attend", "converse"]
+__all__ = ["CANCEL_WAIT", "STOP", "Handler", "Server", "Stats", "accept", "attend", "converse"]
 
 logger = logging.getLogger("asyncnet.compat")
 
@@ -38,6 +39,8 @@ PAUSE: Final = 0.1
 """Seconds without accepting after the system or the engine ran out of something; connections wait in the backlog."""
 CANCEL_WAIT: Final = 1.0
 """Seconds that a cancelled handler has to end."""
+STOP: Final = b"\0"
+"""What stops a server; no signal has this number."""
 
 
 @attrs.define
@@ -95,7 +98,7 @@ class Server(ABC):
 
     @abstractmethod
     def _serve(self) -> None:
-        """Serve until the byte arrives at `_wake`; then end the handlers, with grace."""
+        """Serve until `_told_to_stop`, to be asked whenever `_wake` is readable; then end the handlers, with grace."""
 
     @property
     def stats(self) -> Stats:
@@ -116,15 +119,31 @@ class Server(ABC):
         if self._began or self._wake.fileno() < 0:
             raise ClosedError("this server has ended: create another one")
         self._began = True
+        # Otherwise a signal between the interpreter's last look for one and the call that waits would be slept over.
+        in_main = threading.current_thread() is threading.main_thread()
+        before = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False) if in_main else -1
         try:
             self._serve()
         finally:
+            if in_main:
+                signal.set_wakeup_fd(before)
             self.close()
+
+    async def _wait_stopped(self) -> None:
+        while not self._told_to_stop():
+            await wait_readable(self._wake)
+
+    def _told_to_stop(self) -> bool:
+        """Read what has arrived at `_wake`; signals of any kind arrive there too, by their numbers."""
+        try:
+            return STOP in self._wake.recv(4096)
+        except BlockingIOError:
+            return False
 
     def stop(self) -> None:
         """Make `run` return; from any thread or a signal handler, as often as you like, before `run` too."""
         try:
-            self._bell.send(b"\0")
+            self._bell.send(STOP)
         except OSError:  # told so often that the buffer is full, or closed already
             pass
 
@@ -231,12 +250,13 @@ async def attend(
     try:
         try:
             await handler(reader, writer)
-        except (ConnectionError, TimeoutError, asyncio.IncompleteReadError) as exc:
-            stats.count(disconnected=1)
-            logger.debug("%s: the peer went away: %r", _peer(writer), exc)
         except Exception as exc:
-            stats.count(failed=1)
-            logger.error("the handler of %s failed: %s", _peer(writer), exc, exc_info=exc)
+            if _is_lost_by(exc, reader, writer):
+                stats.count(disconnected=1)
+                logger.debug("%s: the peer went away: %r", _peer(writer), exc)
+            else:
+                stats.count(failed=1)
+                logger.error("the handler of %s failed: %s", _peer(writer), exc, exc_info=exc)
         writer.close()
         await wait_closed()
     except OSError as exc:
@@ -248,6 +268,13 @@ async def attend(
         raise
     finally:
         stats.count(active=-1)
+
+
+def _is_lost_by(exc: Exception, reader: Any, writer: Any) -> bool:
+    """Tell whether the peer is to blame for what a handler raised; a connection to another host may be, too."""
+    if isinstance(exc, asyncio.IncompleteReadError):
+        return bool(reader.at_eof())
+    return isinstance(exc, TimeoutError) or (isinstance(exc, ConnectionError) and writer.is_closing())
 
 
 def _peer(writer: Any) -> str:

@@ -149,7 +149,9 @@ def _foreign(what: str) -> ForeignAwaitError:
 class _NoLoop:
     """Stands where asyncio looks for its loop, and refuses every use with an error that names who asked."""
 
-    def __getattribute__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by introspection, not by somebody who wants a loop
+            raise AttributeError(name)
         frame, asked = inspect.currentframe(), f"asyncio's event loop ({name})"
         while frame is not None and (frame := frame.f_back) is not None:
             module = str(frame.f_globals.get("__name__"))

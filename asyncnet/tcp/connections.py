@@ -80,6 +80,7 @@ class Connection:
     aborted: bool = False
 
     def made(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Take the streams that the protocol has made."""
         self.reader, self.writer = reader, writer
 
     def is_lost_by(self, exc: Exception) -> bool:
@@ -106,12 +107,14 @@ class ConnectionProtocol(asyncio.StreamReaderProtocol):
         self._lost = connection.lost
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the reader and the connection."""
         super().connection_lost(exc)
         if not self._lost.done():
             self._lost.set_result(None)
 
 
 def unsent(writer: asyncio.StreamWriter) -> int:
+    """Return the bytes that the transport holds back."""
     try:
         return writer.transport.get_write_buffer_size()
     except AttributeError:  # asyncio's TLS transport forgets its connection at a second close()

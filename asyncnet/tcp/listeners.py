@@ -53,6 +53,15 @@ async def resolve(host: str | None, port: int) -> list[tuple[int, tuple[Any, ...
 
 
 def open_listeners(addresses: list[tuple[int, tuple[Any, ...]]], backlog: int) -> list[socket.socket]:
+    """Listen on every address, on one port; an IPv6 address is left out where the host has no IPv6 and others work.
+
+    Args:
+        addresses: family and address of each socket, as `resolve` returns them.
+        backlog: connections that the kernel may keep waiting, for each address.
+
+    Raises:
+        OSError: an address cannot be used; the message says why and what to do.
+    """
     # A port that the system picked on the first address may be in use on the second one.
     attempts = PORT_ATTEMPTS if addresses[0][1][1] == 0 and len(addresses) > 1 else 1
     while True:

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import logging
+import os
 import signal
 import socket
 
@@ -45,6 +46,10 @@ async def foreign(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
             writer.write(b"ran\n")
         except ForeignAwaitError as exc:
             writer.write(f"refused: {exc}\n".encode())
+
+
+async def elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    raise ConnectionRefusedError("another host, not this peer")
 
 
 async def uncaught(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -125,13 +130,17 @@ async def upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         writer.write(ours.recv(100))
 
 
+def report(line: str) -> None:
+    os.write(1, f"{line}\n".encode())  # print() writes a line in parts, and another thread may come between
+
+
 async def wait_for_bytes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         writer.write(b"waiting")
         await reader.read(1)
     finally:
         await compat.sleep(0)  # a handler may wait while it cleans up
-        print("cleaned up", flush=True)
+        report("cleaned up")
 
 
 async def wait_for_time(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -139,7 +148,7 @@ async def wait_for_time(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
         writer.write(b"waiting")
         await compat.sleep(3600)
     finally:
-        print("cleaned up", flush=True)
+        report("cleaned up")
 
 
 async def stats(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -157,7 +166,8 @@ def count() -> dict[str, int]:
 HANDLERS = {
     handler.__name__: handler
     for handler in (
-        echo, total, fail, foreign, uncaught, parse, flood, info, nap, upstream, wait_for_bytes, wait_for_time, stats
+        echo, total, fail, elsewhere, foreign, uncaught, parse, flood, info, nap, upstream, wait_for_bytes,
+        wait_for_time, stats
     )
 }  # fmt: skip
 
@@ -176,6 +186,8 @@ if __name__ == "__main__":
     parser.add_argument("--serve", action="store_true")
     args = parser.parse_args()
     logging.basicConfig(level="INFO")
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, lambda *_: None)
     if args.serve:
         before = signal.getsignal(signal.SIGTERM)
         compat.serve(

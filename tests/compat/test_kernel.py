@@ -1,0 +1,441 @@
+"""The kernel, over every selector that this system has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import selectors
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from asyncnet.compat import Kernel, open_streams, sleep, wait_readable, wait_writable
+from asyncnet.compat.kernel import KernelServer
+from asyncnet.errors import ForeignAwaitError
+
+SELECTORS = [
+    getattr(selectors, name)
+    for name in ("EpollSelector", "KqueueSelector", "PollSelector", "SelectSelector")
+    if hasattr(selectors, name)
+]
+
+
+class Counting:
+    """A selector that writes down what it is told."""
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._selector, name)
+        if name in ("register", "modify", "unregister"):
+            self.calls.append(name)
+        return found
+
+
+@pytest.fixture(params=SELECTORS, ids=lambda kind: kind.__name__)
+def selector(request: pytest.FixtureRequest) -> Any:
+    return Counting(request.param())
+
+
+@pytest.fixture
+def kernel(selector: Any) -> Iterator[Kernel]:
+    kernel = Kernel(selector)
+    yield kernel
+    kernel.close()
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        yield ours, theirs
+
+
+def test_tasks_take_turns(kernel: Kernel) -> None:
+    order: list[str] = []
+
+    async def work(name: str) -> None:
+        for _ in range(3):
+            order.append(name)
+            await sleep(0)
+
+    for name in "abc":
+        kernel.spawn(work(name))
+    kernel.run(timeout=10)
+    assert order == ["a", "b", "c"] * 3
+
+
+def test_sleepers_wake_in_the_order_of_their_times(kernel: Kernel) -> None:
+    order: list[float] = []
+
+    async def nap(seconds: float) -> None:
+        await sleep(seconds)
+        order.append(seconds)
+
+    for seconds in (0.03, 0.01, 0.02):
+        kernel.spawn(nap(seconds))
+    kernel.run(timeout=10)
+    assert order == [0.01, 0.02, 0.03]
+
+
+def test_a_task_may_sleep_for_ever(kernel: Kernel, pair: tuple[socket.socket, socket.socket]) -> None:
+    seen: list[str] = []
+
+    async def nap(seconds: float) -> None:
+        try:
+            await sleep(seconds)
+        finally:
+            seen.append("cancelled")
+
+    async def wait() -> None:
+        await wait_readable(pair[0])
+        kernel.cancel_all()
+
+    for seconds in (1e12, float("inf")):
+        kernel.spawn(nap(seconds))
+    kernel.spawn(wait())
+    timer = threading.Timer(0.05, pair[1].send, [b"x"])
+    timer.start()
+    kernel.run()
+    timer.join()
+    assert seen == ["cancelled"] * 2
+
+
+def test_a_descriptor_stays_registered_between_the_waits_of_a_conversation(
+    kernel: Kernel, selector: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+
+    async def echo() -> None:
+        reader, writer = open_streams(ours, closing=kernel.forget)
+        for _ in range(10):
+            writer.write(await reader.readexactly(4))
+            await writer.drain()
+        writer.close()
+
+    async def ask() -> None:
+        reader, writer = open_streams(theirs, closing=kernel.forget)
+        for _ in range(10):
+            writer.write(b"ping")
+            assert await reader.readexactly(4) == b"ping"
+        writer.close()
+
+    kernel.spawn(echo())
+    kernel.spawn(ask())
+    kernel.run(timeout=10)
+    assert selector.calls.count("register") <= 2
+    assert selector.calls.count("unregister") == selector.calls.count("register")
+    assert "modify" not in selector.calls
+
+
+def test_a_ready_descriptor_that_nobody_waits_for_costs_nothing(
+    kernel: Kernel, selector: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    turns = 0
+
+    async def reads_once_and_sleeps() -> None:
+        theirs.send(b"first")
+        await wait_readable(ours)
+        ours.recv(100)
+        theirs.send(b"second")
+        await sleep(0.05)
+
+    select = selector._selector.select
+
+    def counted(timeout: float | None) -> Any:
+        nonlocal turns
+        turns += 1
+        return select(timeout)
+
+    selector._selector.select = counted
+    kernel.spawn(reads_once_and_sleeps())
+    kernel.run(timeout=10)
+    assert turns < 10
+    assert selector.calls == ["register", "unregister"]
+
+
+def test_one_task_reads_while_another_writes(kernel: Kernel, pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    done: list[str] = []
+
+    def fill() -> None:
+        try:
+            while True:
+                ours.send(bytes(65536))
+        except BlockingIOError:
+            pass
+
+    async def read() -> None:
+        await wait_readable(ours)
+        done.append("read")
+
+    async def write() -> None:
+        await wait_writable(ours)
+        done.append("write")
+
+    async def peer() -> None:
+        await sleep(0)
+        theirs.send(b"x")
+        await sleep(0)
+        await sleep(0)
+        try:
+            while True:
+                theirs.recv(1 << 20)
+        except BlockingIOError:
+            pass
+
+    fill()
+    for work in (read, write, peer):
+        kernel.spawn(work())
+    kernel.run(timeout=10)
+    assert done == ["read", "write"]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_two_tasks_cannot_wait_for_the_same(
+    kernel: Kernel, pair: tuple[socket.socket, socket.socket], known: bool
+) -> None:
+    ours, theirs = pair
+    raised: list[BaseException] = []
+
+    async def work() -> None:
+        try:
+            while not raised:
+                await wait_readable(ours)
+                ours.recv(1)
+                await sleep(0)
+        except RuntimeError as exc:
+            raised.append(exc)
+            theirs.send(b"x")
+
+    async def knowing() -> None:
+        """Wait once while nobody else does."""
+        theirs.send(b"x")
+        await wait_readable(ours)
+        ours.recv(1)
+        kernel.spawn(work())
+        await sleep(0)
+        await work()
+
+    if not known:
+        kernel.spawn(work())
+    kernel.spawn(knowing() if known else work())
+    kernel.run(timeout=10)
+    assert [str(exc).partition(" for ")[0] for exc in raised] == ["another task waits"]
+
+
+def test_a_descriptor_number_may_be_used_again_at_once(kernel: Kernel) -> None:
+    numbers: set[int] = set()
+
+    async def converse() -> None:
+        for n in range(20):
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            numbers.add(ours.fileno())
+            theirs.send(b"%d" % n)
+            with theirs:
+                await wait_readable(ours)
+                assert ours.recv(10) == b"%d" % n
+                if n % 2:
+                    kernel.forget(ours)  # as the writer does; every other socket goes without a word
+                ours.close()
+
+    problems: list[BaseException] = []
+
+    async def main() -> None:
+        try:
+            await converse()
+        except BaseException as exc:
+            problems.append(exc)
+            raise
+
+    kernel.spawn(main())
+    kernel.run(timeout=10)
+    assert not problems
+    assert len(numbers) < 20
+
+
+def test_closing_a_socket_wakes_who_waits_for_it(kernel: Kernel, pair: tuple[socket.socket, socket.socket]) -> None:
+    reader, writer = open_streams(pair[0], closing=kernel.forget)
+    got: list[bytes] = []
+
+    async def read() -> None:
+        got.append(await reader.read(1))
+
+    async def close() -> None:
+        await sleep(0)
+        writer.close()
+
+    kernel.spawn(read())
+    kernel.spawn(close())
+    kernel.run(timeout=10)
+    assert got == [b""]
+
+
+def test_waiting_for_a_closed_socket_fails(kernel: Kernel) -> None:
+    raised: list[BaseException] = []
+
+    async def wait() -> None:
+        sock = socket.socket()
+        sock.close()
+        try:
+            await wait_readable(sock)
+        except OSError as exc:
+            raised.append(exc)
+
+    kernel.spawn(wait())
+    kernel.run(timeout=10)
+    assert raised
+
+
+def test_a_task_that_fails_is_logged_and_ends_alone(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
+    done: list[bool] = []
+
+    async def fail() -> None:
+        raise ZeroDivisionError("on purpose")
+
+    async def work() -> None:
+        await sleep(0.001)
+        done.append(True)
+
+    kernel.spawn(fail())
+    kernel.spawn(work())
+    with caplog.at_level(logging.ERROR, "asyncnet.compat"):
+        kernel.run(timeout=10)
+    assert done == [True]
+    assert "on purpose" in caplog.text
+
+
+@pytest.mark.parametrize("where", ["start", "sleep", "read", "yield"])
+def test_a_cancelled_task_cleans_up_and_may_wait_meanwhile(
+    kernel: Kernel, pair: tuple[socket.socket, socket.socket], where: str
+) -> None:
+    seen: list[str] = []
+
+    async def work() -> None:
+        try:
+            if where == "sleep":
+                await sleep(3600)
+            elif where == "read":
+                await wait_readable(pair[0])
+            while True:
+                await sleep(0)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            await sleep(0)
+            await sleep(0.001)
+            seen.append("clean")
+            raise
+
+    task = kernel.spawn(work())
+    if where != "start":
+        kernel.run(timeout=0.01)
+    kernel.cancel(task)
+    kernel.run(timeout=10)
+    assert seen == ["cancelled", "clean"]
+    kernel.cancel(task)
+
+
+def test_close_ends_tasks_that_ignore_everything_else(kernel: Kernel, caplog: pytest.LogCaptureFixture) -> None:
+    ended: list[bool] = []
+
+    async def work() -> None:
+        try:
+            while True:
+                try:
+                    await sleep(3600)
+                except asyncio.CancelledError:
+                    continue
+        finally:
+            ended.append(True)
+
+    kernel.spawn(work())
+    kernel.run(timeout=0.01)
+    kernel.cancel_all()
+    kernel.run(timeout=0.01)
+    assert not ended
+    kernel.close()
+    assert ended == [True]
+
+
+def test_a_foreign_await_is_refused_where_it_stands(kernel: Kernel) -> None:
+    refused: list[str] = []
+
+    async def work(await_it: Callable[[], Any]) -> None:
+        try:
+            await await_it()
+        except ForeignAwaitError as exc:
+            refused.append(str(exc))
+
+    async def future() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    for way in (lambda: asyncio.sleep(1), lambda: asyncio.sleep(0), asyncio.Event().wait, future):
+        kernel.spawn(work(way))
+    kernel.run(timeout=10)
+    assert len(refused) == 4
+    assert "asyncio.tasks.sleep" in refused[0]
+    assert "asyncio.locks.Event.wait" in refused[2]
+    with pytest.raises(RuntimeError):
+        asyncio.get_running_loop()
+
+
+def test_the_kernel_refuses_to_block_an_event_loop(kernel: Kernel) -> None:
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="thread of its own"):
+            kernel.run()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", SELECTORS)
+def test_a_server_over_any_selector_forgets_connections_that_are_reset(
+    kind: type[selectors.BaseSelector], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def echo(reader: Any, writer: Any) -> None:
+        while data := await reader.read(100):
+            writer.write(data)
+            await writer.drain()
+
+    server = KernelServer(kind, echo, ("127.0.0.1", 0), backlog=100, grace=1.0)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        for _ in range(50):
+            sock = socket.create_connection(server.address[:2], timeout=10)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+            with socket.create_connection(server.address[:2], timeout=10) as sock:
+                sock.sendall(b"here")
+                assert sock.recv(10) == b"here"
+    finally:
+        server.stop()
+        thread.join(10)
+    assert not thread.is_alive()
+    assert server.stats.accepted >= 50
+    assert (server.stats.active, server.stats.failed) == (0, 0)
+
+
+def test_a_server_in_the_main_thread_is_woken_by_signals() -> None:
+    found: list[int] = []
+
+    async def ask(reader: Any, writer: Any) -> None:
+        found.append(signal.set_wakeup_fd(-1))
+        signal.set_wakeup_fd(found[0])
+        server.stop()
+
+    server = KernelServer(selectors.DefaultSelector, ask, ("127.0.0.1", 0), backlog=1, grace=1.0)
+    with socket.create_connection(server.address[:2], timeout=10):
+        server.run()
+    assert found != [-1]
+    assert signal.set_wakeup_fd(-1) == -1
