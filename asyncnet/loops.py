@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, Final, TypeVar
+
+from asyncnet.udp.create import create_datagram_endpoint
 
 try:
     import uvloop
@@ -20,10 +22,30 @@ LOOPS: Final = ("auto", "asyncio", "uvloop")
 """The names that `run` and `new_event_loop` take."""
 
 T = TypeVar("T")
+ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
+
+
+class _FastDatagrams:
+    """Gives a loop this package's datagram transport, and so every UDP library that runs on it."""
+
+    async def create_datagram_endpoint(
+        self, protocol_factory: Callable[[], ProtocolT], *args: Any, **kwargs: Any
+    ) -> tuple[asyncio.DatagramTransport, ProtocolT]:
+        return await create_datagram_endpoint(protocol_factory, *args, **kwargs)
+
+
+class AsyncioLoop(_FastDatagrams, asyncio.SelectorEventLoop):
+    """asyncio's loop on a selector; on Windows its default one has no `add_reader`."""
+
+
+if HAVE_UVLOOP:
+
+    class UvloopLoop(_FastDatagrams, uvloop.Loop):  # type: ignore[misc]  # its stubs differ from asyncio's
+        """uvloop."""
 
 
 def new_event_loop(loop: str = "auto") -> asyncio.AbstractEventLoop:
-    """Return a new event loop.
+    """Return a new event loop, whose `create_datagram_endpoint` is that of `asyncnet.udp`.
 
     Args:
         loop: ``"uvloop"``, ``"asyncio"``, or ``"auto"`` for uvloop where it is installed.
@@ -37,13 +59,13 @@ def new_event_loop(loop: str = "auto") -> asyncio.AbstractEventLoop:
     if loop == "uvloop" and not HAVE_UVLOOP:
         raise ImportError("uvloop is not installed: pip install uvloop, or use loop='asyncio'")
     if HAVE_UVLOOP and loop != "asyncio":
-        return uvloop.new_event_loop()
-    return asyncio.SelectorEventLoop()  # on Windows the default loop has no add_reader
+        return UvloopLoop()
+    return AsyncioLoop()
 
 
 def loop_name(loop: asyncio.AbstractEventLoop) -> str:
     """Return ``"uvloop"`` or ``"asyncio"``: the kind of `loop`."""
-    return "uvloop" if type(loop).__module__.partition(".")[0] == "uvloop" else "asyncio"
+    return "uvloop" if HAVE_UVLOOP and isinstance(loop, uvloop.Loop) else "asyncio"
 
 
 def run(main: Coroutine[Any, Any, T], *, loop: str = "auto", debug: bool | None = None) -> T:

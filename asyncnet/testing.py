@@ -19,7 +19,7 @@ import attrs
 
 from asyncnet.addresses import Address
 from asyncnet.opening import Opening
-from asyncnet.udp.endpoint import open_socket
+from asyncnet.udp.sockets import open_socket
 
 __all__ = ["RelayStats", "UdpRelay", "udp_relay"]
 

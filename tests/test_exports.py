@@ -25,7 +25,8 @@ PUBLIC = {
     "asyncnet.testing": "RelayStats UdpRelay udp_relay",
     "asyncnet.tftp": "Client Directory Limits Options Report Server ServerStats TftpUrl Timing WritePolicy get"
     " parse_url put serve",
-    "asyncnet.udp": "MAX_PAYLOAD Endpoint EndpointStats bind connect",
+    "asyncnet.udp": "MAX_PAYLOAD Capabilities Datagram DatagramTransport Endpoint EndpointStats QueuePolicy bind"
+    " connect create_datagram_endpoint probe",
 }
 
 MODULES = [name for _, name, _ in pkgutil.walk_packages(asyncnet.__path__, "asyncnet.") if name != "asyncnet.__main__"]

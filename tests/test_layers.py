@@ -17,6 +17,9 @@ asyncnet.addresses
 asyncnet.tftp.packets asyncnet.tftp.netascii asyncnet.tftp.retransmit
 asyncnet.tftp.options
 asyncnet.tftp.transfer
+asyncnet.udp.batch asyncnet.udp.sockets
+asyncnet.udp.transport
+asyncnet.udp.create
 asyncnet.udp.endpoint
 asyncnet.udp
 asyncnet.loops

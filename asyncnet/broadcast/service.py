@@ -17,7 +17,8 @@ import attrs
 
 from asyncnet.addresses import Address, explain, format_address, interfaces, same_subnet
 from asyncnet.opening import Opening
-from asyncnet.udp.endpoint import attach, open_socket, resolve
+from asyncnet.udp.create import attach
+from asyncnet.udp.sockets import open_socket, resolve
 
 __all__ = ["AnswerHandler", "Answerer", "AnswererStats", "Reply", "answer", "ask"]
 

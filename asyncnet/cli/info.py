@@ -11,10 +11,14 @@ from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import attrs
+
 from asyncnet import compat
 from asyncnet.addresses import Interface, interfaces
 from asyncnet.cli.common import Subparsers
 from asyncnet.loops import loop_name, new_event_loop
+from asyncnet.udp import probe
+from asyncnet.udp.batch import DISABLE_VARIABLE
 
 __all__ = ["add_parser"]
 
@@ -38,6 +42,9 @@ def _info(arguments: argparse.Namespace) -> int:
             for name, engine in compat.ENGINES.items()
         ],
     )
+    print(f"\nUDP in batches ({DISABLE_VARIABLE}=NAME,... switches one off)")
+    rows = [(name, "yes" if have else "no") for name, have in attrs.asdict(probe()).items()]
+    _print_table(("", ""), rows)
     print("\nLimits")
     _print_table(("", ""), list(_limits()))
     print("\nVersions")

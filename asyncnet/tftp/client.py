@@ -23,7 +23,8 @@ from asyncnet.tftp.retransmit import DEFAULT_TIMING, Timing
 from asyncnet.tftp.sending import SendSession
 from asyncnet.tftp.session import Progress, Report, Session, prepare_socket
 from asyncnet.tftp.transfer import Receiver, Sender
-from asyncnet.udp.endpoint import attach, resolve
+from asyncnet.udp.create import attach
+from asyncnet.udp.sockets import resolve
 
 __all__ = ["DEFAULT_PORT", "Client", "TftpUrl", "get", "parse_url", "put"]
 

@@ -36,7 +36,8 @@ from asyncnet.tftp.sending import SendSession
 from asyncnet.tftp.session import Session, prepare_socket
 from asyncnet.tftp.storage import Directory, WritePolicy, error_packet_fields
 from asyncnet.tftp.transfer import Receiver, Sender
-from asyncnet.udp.endpoint import attach, open_socket
+from asyncnet.udp.create import attach
+from asyncnet.udp.sockets import open_socket
 
 __all__ = ["Server", "ServerStats", "serve"]
 

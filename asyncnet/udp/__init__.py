@@ -1,5 +1,20 @@
-"""UDP to await: `bind`, `connect`, and the `Endpoint` they open."""
+"""UDP: endpoints to await, and a fast transport for any `asyncio.DatagramProtocol`."""
 
-from asyncnet.udp.endpoint import MAX_PAYLOAD, Endpoint, EndpointStats, bind, connect
+from asyncnet.udp.batch import Capabilities, Datagram, probe
+from asyncnet.udp.create import create_datagram_endpoint
+from asyncnet.udp.endpoint import MAX_PAYLOAD, Endpoint, EndpointStats, QueuePolicy, bind, connect
+from asyncnet.udp.transport import DatagramTransport
 
-__all__ = ["MAX_PAYLOAD", "Endpoint", "EndpointStats", "bind", "connect"]
+__all__ = [
+    "MAX_PAYLOAD",
+    "Capabilities",
+    "Datagram",
+    "DatagramTransport",
+    "Endpoint",
+    "EndpointStats",
+    "QueuePolicy",
+    "bind",
+    "connect",
+    "create_datagram_endpoint",
+    "probe",
+]

@@ -2,26 +2,46 @@
 
 A datagram stays in the queue until a `recv` takes it: the futures of waiting tasks are wake-ups and carry no data, so a
 cancelled `recv` loses nothing, closing wakes every waiter, and an ICMP error reaches the task that waits.
+
+By default a full queue stops reading: datagrams then wait in the socket's receive buffer, and what the kernel drops
+there is counted too. The other policies drop in the queue.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-import sys
 from collections import deque
+from collections.abc import Callable, Iterable
+from enum import Enum
 from typing import Final, Self, cast
 
 import attrs
 
-from asyncnet.addresses import Address, explain, format_address
+from asyncnet.addresses import Address, format_address
 from asyncnet.errors import ClosedError
 from asyncnet.opening import Opening
+from asyncnet.udp.batch import Datagram
+from asyncnet.udp.create import attach
+from asyncnet.udp.sockets import join_group, leave_group, open_socket, set_multicast
+from asyncnet.udp.transport import DatagramTransport
 
-__all__ = ["MAX_PAYLOAD", "Endpoint", "EndpointStats", "attach", "bind", "connect", "open_socket", "resolve"]
+__all__ = ["MAX_PAYLOAD", "Endpoint", "EndpointStats", "QueuePolicy", "bind", "connect"]
 
 MAX_PAYLOAD: Final = 65507
 """The largest payload of a UDP datagram over IPv4, in bytes (65 535 less the IP and UDP headers)."""
+
+Payload = bytes | bytearray | memoryview
+Match = Callable[[bytes, Address], bool]
+
+
+class QueuePolicy(Enum):
+    """What happens when the receive queue is full."""
+
+    STOP_READING = "stop-reading"
+    """Nothing is read until there is room; the kernel's buffer holds datagrams, and drops them when it is full."""
+    DROP_OLDEST = "drop-oldest"
+    DROP_NEWEST = "drop-newest"
 
 
 @attrs.define
@@ -33,9 +53,21 @@ class EndpointStats:
     sent: int = 0
     sent_bytes: int = 0
     dropped: int = 0
-    """Datagrams that arrived while the receive queue was full."""
+    """Datagrams dropped because the receive queue was full."""
+    kernel_dropped: int = 0
+    """Datagrams dropped by the kernel because the socket's receive buffer was full; 0 where it does not tell."""
+    truncated: int = 0
+    """Datagrams that were larger than the buffer for one; only seen with ``notes``."""
     errors: int = 0
     """Errors that the system reported for earlier sends, such as ICMP port unreachable."""
+
+
+@attrs.define(eq=False)
+class _Request:
+    """A `request` that waits for its answer."""
+
+    match: Match
+    answer: asyncio.Future[tuple[bytes, Address]]
 
 
 class Endpoint(asyncio.DatagramProtocol):
@@ -44,59 +76,111 @@ class Endpoint(asyncio.DatagramProtocol):
     ``async for data, addr in endpoint`` receives until the endpoint is closed.
     """
 
-    def __init__(self, *, queue_size: int = 1024, queue_bytes: int = 4 << 20) -> None:
+    def __init__(
+        self,
+        *,
+        queue_size: int = 1024,
+        queue_bytes: int = 4 << 20,
+        policy: QueuePolicy = QueuePolicy.STOP_READING,
+    ) -> None:
         for name, value in (("queue_size", queue_size), ("queue_bytes", queue_bytes)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
-        self.stats = EndpointStats()
-        self._queue: deque[tuple[bytes, Address]] = deque()
+        self._stats = EndpointStats()
+        self._queue: deque[tuple[bytes, Address] | Datagram] = deque()
         self._queue_size = queue_size
         self._queue_bytes = queue_bytes
+        self._policy = policy
         self._queued_bytes = 0
+        self._reading_stopped = False
         self._waiters: deque[asyncio.Future[None]] = deque()
+        self._requests: list[_Request] = []
         self._error: OSError | None = None
-        self._writable = asyncio.Event()
-        self._writable.set()
-        self._closed = asyncio.Event()
-        self._transport: asyncio.DatagramTransport | None = None
+        self._writable: asyncio.Event | None = None  # made when writing is paused for the first time
+        self._closed: asyncio.Future[None] | None = None
+        self._is_closed = False
+        self._transport: DatagramTransport | None = None
         self._local_addr: Address | None = None
         self._remote_addr: Address | None = None
 
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
+        self._transport = cast(DatagramTransport, transport)
         self._local_addr = transport.get_extra_info("sockname")
         self._remote_addr = transport.get_extra_info("peername")
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
-        if len(self._queue) >= self._queue_size or self._queued_bytes + len(data) > self._queue_bytes:
-            self.stats.dropped += 1
+        self.datagrams_received([(data, addr)])
+
+    def datagrams_received(self, batch: list[tuple[bytes, Address]] | list[Datagram]) -> None:
+        """Queue what has arrived, and wake as many waiters."""
+        if self._requests:
+            batch = [item for item in batch if not self._answers(item)]  # type: ignore[assignment]  # of one kind
+        size = sum([len(item[0]) for item in batch])
+        stats = self._stats
+        stats.received += len(batch)
+        stats.received_bytes += size
+        if batch and type(batch[0]) is Datagram:
+            stats.truncated += sum(item.truncated for item in batch if type(item) is Datagram)
+        self._queue.extend(batch)
+        self._queued_bytes += size
+        if len(self._queue) >= self._queue_size or self._queued_bytes >= self._queue_bytes:
+            self._relieve()
+        for _ in range(min(len(batch), len(self._waiters))):
+            self._wake_one()
+
+    def _relieve(self) -> None:
+        """Do what the policy says about a full queue."""
+        if self._policy is QueuePolicy.STOP_READING:
+            if not self._reading_stopped and self._transport is not None:
+                self._reading_stopped = True
+                self._transport.pause_reading()
             return
-        self.stats.received += 1
-        self.stats.received_bytes += len(data)
-        self._queued_bytes += len(data)
-        self._queue.append((data, addr))
-        self._wake_one()
+        take = self._queue.popleft if self._policy is QueuePolicy.DROP_OLDEST else self._queue.pop
+        while len(self._queue) > self._queue_size or (self._queued_bytes > self._queue_bytes and len(self._queue) > 1):
+            self._queued_bytes -= len(take()[0])
+            self._stats.dropped += 1
+
+    def _answers(self, item: tuple[bytes, Address] | Datagram) -> bool:
+        for request in self._requests:
+            if not request.answer.done() and request.match(item[0], item[1]):
+                request.answer.set_result((item[0], item[1]))
+                return True
+        return False
 
     def error_received(self, exc: Exception) -> None:
-        self.stats.errors += 1
-        if isinstance(exc, OSError):
-            self._error = explain(exc, "reach", self._remote_addr)
+        self._stats.errors += 1
+        if not isinstance(exc, OSError):
+            return
+        waiting = [request.answer for request in self._requests if not request.answer.done()]
+        for answer in waiting:
+            answer.set_exception(exc)
+        if not waiting:
+            self._error = exc
             self._wake_one()
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._writable = asyncio.Event()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        if self._writable is not None:
+            self._writable.set()
+            self._writable = None
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._transport is not None:
+            self._stats.kernel_dropped = self._transport.kernel_dropped
         self._transport = None
-        self._closed.set()
-        self._writable.set()
+        self._is_closed = True
+        self.resume_writing()
+        if self._closed is not None:
+            self._closed.set_result(None)
         while self._waiters:
             self._wake_one()
+        for request in self._requests:
+            if not request.answer.done():
+                request.answer.set_exception(self._closed_error())
 
     def _wake_one(self) -> None:
         while self._waiters:
@@ -118,6 +202,13 @@ class Endpoint(asyncio.DatagramProtocol):
         """The peer of a connected endpoint, else None."""
         return self._remote_addr
 
+    @property
+    def stats(self) -> EndpointStats:
+        """What the endpoint has counted so far."""
+        if self._transport is not None:
+            self._stats.kernel_dropped = self._transport.kernel_dropped
+        return self._stats
+
     async def recv(self) -> tuple[bytes, Address]:
         """Wait for a datagram and return it with its sender's address.
 
@@ -128,23 +219,24 @@ class Endpoint(asyncio.DatagramProtocol):
             OSError: the system reports that an earlier datagram did not arrive; receiving may go on.
         """
         while not self._queue:
-            if self._error is not None:
-                error, self._error = self._error, None
-                raise error
-            self._check_open()
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if waiter.cancelled():
-                    self._waiters.remove(waiter)
-                elif self._queue or self._error is not None:
-                    self._wake_one()  # this wake-up is lost with the task: another one takes it
-                raise
-        data, addr = self._queue.popleft()
-        self._queued_bytes -= len(data)
-        return data, addr
+            await self._arrival()
+        return self._take()
+
+    async def recv_batch(self, limit: int = 64) -> list[tuple[bytes, Address]] | list[Datagram]:
+        """Wait for datagrams and return those that have arrived, at least one.
+
+        Args:
+            limit: how many at most.
+
+        Raises:
+            ValueError: `limit` is below 1.
+            ClosedError, OSError: as in `recv`.
+        """
+        if limit < 1:
+            raise ValueError(f"limit must be at least 1, not {limit}")
+        while not self._queue:
+            await self._arrival()
+        return [self._pop() for _ in range(min(limit, len(self._queue)))]  # type: ignore[return-value]
 
     def recv_nowait(self) -> tuple[bytes, Address]:
         """Return a datagram that has arrived, with its sender's address.
@@ -156,12 +248,45 @@ class Endpoint(asyncio.DatagramProtocol):
         if not self._queue:
             self._check_open()
             raise BlockingIOError("no datagram has arrived")
-        data, addr = self._queue.popleft()
-        self._queued_bytes -= len(data)
-        return data, addr
+        return self._take()
 
-    async def send(self, data: bytes | bytearray | memoryview, addr: Address | None = None) -> None:
-        """Send a datagram, waiting while the transport's buffer is full.
+    async def _arrival(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        self._check_open()
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled():
+                self._waiters.remove(waiter)
+            elif self._queue or self._error is not None:
+                self._wake_one()  # this wake-up is lost with the task: another one takes it
+            raise
+
+    def _take(self) -> tuple[bytes, Address]:
+        item = self._pop()
+        return item if len(item) == 2 else (item[0], item[1])
+
+    def _pop(self) -> tuple[bytes, Address] | Datagram:
+        item = self._queue.popleft()
+        self._queued_bytes -= len(item[0])
+        if (
+            self._reading_stopped
+            and len(self._queue) <= self._queue_size // 2
+            and self._queued_bytes <= self._queue_bytes // 2
+        ):
+            self._reading_stopped = False
+            if self._transport is not None:
+                self._transport.resume_reading()
+        return item
+
+    async def send(self, data: Payload, addr: Address | None = None) -> None:
+        """Send a datagram, waiting while too many wait to leave.
+
+        An error that the system reports for it is raised by a later `recv` or `request`, as ICMP errors are.
 
         Args:
             data: the payload; `MAX_PAYLOAD` bytes at most.
@@ -170,29 +295,170 @@ class Endpoint(asyncio.DatagramProtocol):
         Raises:
             ValueError: `addr` is missing, given on a connected endpoint, or the payload is too large.
             ClosedError: the endpoint is closed.
-            OSError: the system refuses the datagram.
         """
+        while self._writable is not None:
+            await self._writable.wait()
+        self.send_nowait(data, addr)
+
+    def send_nowait(self, data: Payload, addr: Address | None = None) -> None:
+        """Send a datagram, or keep it until the system takes it; arguments and errors are those of `send`.
+
+        Raises:
+            BlockingIOError: too many datagrams wait to leave.
+        """
+        if self._writable is not None:
+            raise BlockingIOError("too many datagrams wait to leave")
+        self._check(data, addr)
+        assert self._transport is not None
+        self._transport.sendto(data, addr)
+        self._stats.sent += 1
+        self._stats.sent_bytes += len(data)
+
+    async def send_batch(self, batch: Iterable[tuple[Payload, Address | None]]) -> None:
+        """Send many datagrams by few system calls.
+
+        Args:
+            batch: payloads, each with its address, or with None on a connected endpoint.
+
+        Raises:
+            ValueError, ClosedError: as in `send`.
+        """
+        while self._writable is not None:
+            await self._writable.wait()
+        items = list(batch)
+        self._check_open()
+        for data, addr in items:
+            self._check(data, addr)
+        assert self._transport is not None
+        self._transport.send_batch(items)
+        self._stats.sent += len(items)
+        self._stats.sent_bytes += sum(len(data) for data, _ in items)
+
+    async def send_segments(self, data: Payload, segment_size: int, addr: Address | None = None) -> None:
+        """Send `data` as a train of datagrams to one address; on Linux by one system call for up to 64 of them.
+
+        Args:
+            data: the payloads, one behind the other.
+            segment_size: bytes of each payload but the last, which may be shorter.
+            addr: where to; not given on a connected endpoint.
+
+        Raises:
+            ValueError, ClosedError: as in `send`.
+        """
+        while self._writable is not None:
+            await self._writable.wait()
+        self._check(b"", addr)
+        assert self._transport is not None
+        self._transport.send_segments(data, segment_size, addr)
+        self._stats.sent += -(-len(data) // segment_size)
+        self._stats.sent_bytes += len(data)
+
+    async def request(
+        self,
+        data: Payload,
+        addr: Address | None = None,
+        *,
+        match: Match | None = None,
+        timeout: float = 1.0,
+        retries: int = 3,
+        backoff: float = 2.0,
+    ) -> tuple[bytes, Address]:
+        """Send a question and wait for its answer; ask again when it does not come.
+
+        Datagrams that do not match go to `recv` as usual, so requests may run at the same time.
+
+        Args:
+            data: the question.
+            addr: whom to ask; not given on a connected endpoint.
+            match: given a datagram and its sender, tells whether it is the answer; by default what `addr` sends is.
+            timeout: seconds to wait before asking again.
+            retries: how often to ask again.
+            backoff: what the wait is multiplied by each time.
+
+        Raises:
+            TimeoutError: no answer came.
+            ValueError: a number is out of range, or `addr` does not fit the endpoint.
+            ClosedError: the endpoint is closed before the answer came.
+            OSError: the system reports that a datagram did not arrive.
+        """
+        if timeout <= 0 or retries < 0 or backoff < 1:
+            raise ValueError("timeout must be above 0, retries at least 0, backoff at least 1")
+        asked = addr if addr is not None else self._remote_addr
+
+        def from_asked(data: bytes, sender: Address) -> bool:
+            return asked is not None and sender[:2] == asked[:2]
+
+        answer: asyncio.Future[tuple[bytes, Address]] = asyncio.get_running_loop().create_future()
+        request = _Request(match or from_asked, answer)
+        self._requests.append(request)
+        try:
+            for _ in range(retries + 1):
+                await self.send(data, addr)
+                await asyncio.wait((answer,), timeout=timeout)
+                if answer.done():
+                    return answer.result()
+                timeout *= backoff
+        finally:
+            self._requests.remove(request)
+            answer.cancel()
+        raise TimeoutError(f"{format_address(asked)} does not answer: asked {retries + 1} times")
+
+    def join(self, group: str, interface: str | int | None = None) -> None:
+        """Receive what is sent to a multicast group; arguments and errors are those of `leave`."""
+        join_group(self._socket(), group, interface)
+
+    def leave(self, group: str, interface: str | int | None = None) -> None:
+        """Receive no more what is sent to a multicast group.
+
+        Args:
+            group: the group's address.
+            interface: name or index of the interface; None lets the system choose.
+
+        Raises:
+            ValueError: `group` is no multicast address of the endpoint's family.
+            OSError: there is no such interface, or the system refuses.
+            ClosedError: the endpoint is closed.
+        """
+        leave_group(self._socket(), group, interface)
+
+    def set_multicast(
+        self, *, ttl: int | None = None, loop: bool | None = None, interface: str | int | None = None
+    ) -> None:
+        """Set how multicast datagrams leave; None leaves a setting as it is.
+
+        Args:
+            ttl: routers that a datagram passes at most, 0 to 255.
+            loop: whether this host's own members of the group hear it too.
+            interface: name or index of the interface that it leaves by.
+
+        Raises:
+            ValueError: `ttl` is out of range.
+            OSError: there is no such interface, or the system refuses.
+            ClosedError: the endpoint is closed.
+        """
+        set_multicast(self._socket(), ttl=ttl, loop=loop, interface=interface)
+
+    def _socket(self) -> socket.socket:
+        self._check_open()
+        assert self._transport is not None
+        return cast("socket.socket", self._transport.get_extra_info("socket"))
+
+    def _check(self, data: Payload, addr: Address | None) -> None:
         if len(data) > MAX_PAYLOAD:
             raise ValueError(f"a datagram carries {MAX_PAYLOAD} bytes at most, not {len(data)}")
         if (addr is None) == (self._remote_addr is None):
             raise ValueError(
                 "addr is missing: the endpoint has no peer" if addr is None else "addr: the endpoint has its peer"
             )
-        self._check_open()
-        if not self._writable.is_set():
-            await self._writable.wait()
-            self._check_open()
-        assert self._transport is not None
-        try:
-            self._transport.sendto(data, addr)
-        except OSError as exc:
-            raise explain(exc, "send to", addr or self._remote_addr) from exc
-        self.stats.sent += 1
-        self.stats.sent_bytes += len(data)
+        if self._transport is None or self._transport.is_closing():
+            raise self._closed_error()
 
     def _check_open(self) -> None:
         if self._transport is None or self._transport.is_closing():
-            raise ClosedError(f"the endpoint on {format_address(self._local_addr)} is closed")
+            raise self._closed_error()
+
+    def _closed_error(self) -> ClosedError:
+        return ClosedError(f"the endpoint on {format_address(self._local_addr)} is closed")
 
     def close(self) -> None:
         """Close the socket; every waiting `recv` raises `ClosedError`. A second call does nothing."""
@@ -202,7 +468,10 @@ class Endpoint(asyncio.DatagramProtocol):
     async def aclose(self) -> None:
         """Close the socket and wait until it is closed."""
         self.close()
-        await self._closed.wait()
+        if not self._is_closed:
+            if self._closed is None:
+                self._closed = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._closed)
 
     async def __aenter__(self) -> Self:
         return self
@@ -215,9 +484,11 @@ class Endpoint(asyncio.DatagramProtocol):
 
     async def __anext__(self) -> tuple[bytes, Address]:
         try:
-            return await self.recv()
+            while not self._queue:
+                await self._arrival()
         except ClosedError:
             raise StopAsyncIteration from None
+        return self._take()
 
 
 def bind(
@@ -226,27 +497,37 @@ def bind(
     *,
     broadcast: bool = False,
     reuse_port: bool = False,
+    share_port: bool = False,
     queue_size: int = 1024,
     queue_bytes: int = 4 << 20,
+    policy: QueuePolicy | str = QueuePolicy.STOP_READING,
+    receive_buffer: int | None = None,
+    notes: bool = False,
 ) -> Opening[Endpoint]:
-    """Open an endpoint on a local address: ``async with bind(...) as endpoint`` or ``endpoint = await bind(...)``.
+    """Open an endpoint on a local address, by ``async with bind(...) as endpoint`` or ``endpoint = await bind(...)``.
 
     Args:
         host: an address of this host; empty for every IPv4 address, ``"::"`` for every IPv6 address.
         port: 0 takes any free one.
         broadcast: allow sending to broadcast addresses.
-        reuse_port: share the port with other sockets that ask for the same (SO_REUSEPORT).
-        queue_size: datagrams that may wait to be received; more are dropped and counted.
+        reuse_port: share the port with other sockets that ask for the same; each datagram goes to one of them.
+        share_port: share the port; each broadcast and multicast datagram goes to every one of the sockets.
+        queue_size: datagrams that may wait to be received; reading in batches, the queue may exceed it by 64.
         queue_bytes: bytes that may wait to be received.
+        policy: what happens beyond these bounds, see `QueuePolicy`.
+        receive_buffer: bytes of the socket's buffer to ask the system for.
+        notes: ask the kernel for more about each datagram; `recv_batch` then returns `Datagram` items.
 
     Raises:
-        ValueError: a bound of the queue is below 1.
+        ValueError: a bound of the queue is below 1, or the policy has no such name.
         OSError: the address cannot be used; the message says why and what to do.
     """
 
     async def open_() -> Endpoint:
-        sock = await open_socket(local=(host or "0.0.0.0", port), broadcast=broadcast, reuse_port=reuse_port)
-        return await _endpoint(sock, queue_size, queue_bytes)
+        sock = await open_socket(
+            local=(host or "0.0.0.0", port), broadcast=broadcast, reuse_port=reuse_port, share_broadcasts=share_port
+        )
+        return await _endpoint(sock, queue_size, queue_bytes, policy, receive_buffer, notes)
 
     return Opening(open_)
 
@@ -259,114 +540,45 @@ def connect(
     broadcast: bool = False,
     queue_size: int = 1024,
     queue_bytes: int = 4 << 20,
+    policy: QueuePolicy | str = QueuePolicy.STOP_READING,
+    receive_buffer: int | None = None,
+    notes: bool = False,
 ) -> Opening[Endpoint]:
     """Open an endpoint with one peer: it sends to no other, hears no other, and learns of ICMP errors.
 
     Args:
-        host: the peer's name or address.
+        host: the peer's name or address; an IPv6 address may end in ``%INTERFACE``.
         port: the peer's port.
         local_addr: the local host and port; by default the system picks them.
         broadcast: allow a broadcast address as the peer.
-        queue_size: datagrams that may wait to be received; more are dropped and counted.
-        queue_bytes: bytes that may wait to be received.
+        queue_size, queue_bytes, policy, receive_buffer, notes: as in `bind`.
 
     Raises:
-        ValueError: a bound of the queue is below 1.
+        ValueError: a bound of the queue is below 1, or the policy has no such name.
         OSError: the name does not resolve, or one of the addresses cannot be used.
     """
 
     async def open_() -> Endpoint:
         sock = await open_socket(local=local_addr, remote=(host, port), broadcast=broadcast)
-        return await _endpoint(sock, queue_size, queue_bytes)
+        return await _endpoint(sock, queue_size, queue_bytes, policy, receive_buffer, notes)
 
     return Opening(open_)
 
 
-async def _endpoint(sock: socket.socket, queue_size: int, queue_bytes: int) -> Endpoint:
+async def _endpoint(
+    sock: socket.socket,
+    queue_size: int,
+    queue_bytes: int,
+    policy: QueuePolicy | str,
+    receive_buffer: int | None,
+    notes: bool,
+) -> Endpoint:
     try:
-        endpoint = Endpoint(queue_size=queue_size, queue_bytes=queue_bytes)
+        if receive_buffer is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        endpoint = Endpoint(queue_size=queue_size, queue_bytes=queue_bytes, policy=QueuePolicy(policy))
     except BaseException:
         sock.close()
         raise
-    await attach(endpoint, sock)
+    await attach(endpoint, sock, notes=notes)
     return endpoint
-
-
-async def attach(protocol: asyncio.DatagramProtocol, sock: socket.socket) -> asyncio.DatagramTransport:
-    """Give `sock` to the running loop with `protocol` on it; on any error the socket is closed."""
-    try:
-        shared = sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
-        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: protocol, sock=sock)
-        # libuv sets this option on every UDP socket it is given, and other programs could then take the port.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, shared)
-    except BaseException:
-        sock.close()
-        raise
-    return transport
-
-
-async def open_socket(
-    *,
-    local: tuple[str, int] | None = None,
-    remote: tuple[str, int] | None = None,
-    broadcast: bool = False,
-    reuse_port: bool = False,
-    share_broadcasts: bool = False,
-) -> socket.socket:
-    """Return a non-blocking UDP socket, bound, connected, or both; names are resolved.
-
-    Args:
-        local: host and port to bind.
-        remote: host and port to connect to.
-        broadcast: allow sending to broadcast addresses.
-        reuse_port: share the port; each datagram goes to one of the sockets.
-        share_broadcasts: share the port; each broadcast goes to every one of the sockets.
-
-    Raises:
-        OSError: an address does not resolve or cannot be used; the message names it and the way out.
-    """
-    remote_info = await resolve(remote, "send UDP to") if remote else None
-    local_info = await resolve(local, "bind UDP", remote_info[0] if remote_info else 0) if local else None
-    family = (remote_info or local_info or (socket.AF_INET, ("", 0)))[0]
-    sock = socket.socket(family, socket.SOCK_DGRAM)
-    try:
-        sock.setblocking(False)
-        if broadcast:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        if reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if share_broadcasts:  # BSD and macOS ask for the other option; on Linux that one would pick one socket
-            by_address = sys.platform in ("linux", "win32")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR if by_address else socket.SO_REUSEPORT, 1)
-        if local_info:
-            try:
-                sock.bind(local_info[1])
-            except OSError as exc:
-                raise explain(exc, "bind UDP", local_info[1]) from exc
-        if remote_info:
-            try:
-                sock.connect(remote_info[1])
-            except OSError as exc:
-                raise explain(exc, "send UDP to", remote_info[1]) from exc
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-async def resolve(address: tuple[str, int], action: str, family: int = socket.AF_UNSPEC) -> tuple[int, Address]:
-    """Return the family of an address and the address with its name looked up.
-
-    Args:
-        address: host and port.
-        action: what is being tried, for the message of an error.
-        family: the family to look for.
-
-    Raises:
-        OSError: the name does not resolve.
-    """
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(*address[:2], family=family, type=socket.SOCK_DGRAM)
-    except OSError as exc:
-        raise explain(exc, action, address) from exc
-    return found[0][0], cast(Address, found[0][4])

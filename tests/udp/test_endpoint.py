@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 
 from asyncnet import udp
 from asyncnet.addresses import Address
 from asyncnet.errors import ClosedError
-from asyncnet.udp import Endpoint
+from asyncnet.udp import Datagram, Endpoint
+from asyncnet.udp.sockets import set_multicast
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -128,15 +131,211 @@ async def test_a_wake_up_whose_task_is_cancelled_goes_to_another() -> None:
 
 
 @pytest.mark.parametrize("bound", [{"queue_size": 2}, {"queue_bytes": 7}])
-async def test_a_full_queue_drops_and_counts(bound: dict[str, int]) -> None:
-    async with udp.bind("127.0.0.1", 0, **bound) as server, udp.connect(*server.local_addr[:2]) as client:  # type: ignore[arg-type]
+@pytest.mark.parametrize(("policy", "kept"), [("drop-newest", [b"one", b"two"]), ("drop-oldest", [b"six", b"ten"])])
+async def test_a_full_queue_drops_and_counts(bound: dict[str, Any], policy: str, kept: list[bytes]) -> None:
+    async with (
+        udp.bind("127.0.0.1", 0, policy=policy, **bound) as server,
+        udp.connect(*server.local_addr[:2]) as client,
+    ):
         for text in (b"one", b"two", b"six", b"ten"):
             await client.send(text)
-        await until(lambda: server.stats.received + server.stats.dropped == 4)
+        await until(lambda: server.stats.received == 4)
         assert server.stats.dropped == 2
-        assert [server.recv_nowait()[0] for _ in range(2)] == [b"one", b"two"]
+        assert [server.recv_nowait()[0] for _ in range(2)] == kept
         await client.send(b"new")
         assert (await server.recv())[0] == b"new"
+
+
+async def test_a_full_queue_stops_reading_and_loses_nothing() -> None:
+    async with (
+        udp.bind("127.0.0.1", 0, queue_size=10, receive_buffer=1 << 20) as server,
+        udp.connect(*server.local_addr[:2]) as client,
+    ):
+        for number in range(500):
+            await client.send(b"%d" % number)
+            await asyncio.sleep(0)
+        await until(lambda: server.stats.received >= 10)
+        assert server.stats.received <= 10 + 64
+        received = [int((await server.recv())[0]) for _ in range(500)]
+        assert received == list(range(500))
+        assert (server.stats.dropped, server.stats.kernel_dropped) == (0, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of drops on Linux")
+async def test_what_the_kernel_drops_meanwhile_is_counted() -> None:
+    async with (
+        udp.bind("127.0.0.1", 0, queue_size=1, receive_buffer=4096) as server,
+        udp.connect(*server.local_addr[:2]) as client,
+    ):
+        for _ in range(100):
+            await client.send(bytes(500))
+            await asyncio.sleep(0)
+        await until(lambda: server.stats.kernel_dropped)
+        for _ in range(100 - server.stats.kernel_dropped):
+            await server.recv()
+        with pytest.raises(BlockingIOError):
+            server.recv_nowait()
+    assert server.stats.received + server.stats.kernel_dropped == 100
+
+
+async def test_batches() -> None:
+    async with udp.bind("127.0.0.1", 0) as server, udp.connect(*server.local_addr[:2]) as client:
+        await client.send_batch([(b"%d" % number, None) for number in range(20)])
+        await until(lambda: server.stats.received == 20)
+        first = await server.recv_batch(limit=5)
+        rest = await server.recv_batch()
+        assert [int(item[0]) for item in [*first, *rest]] == list(range(20))
+        assert len(first) == 5
+        await server.send_batch((data, addr) for data, addr in [*first, *rest])
+        assert [int((await client.recv())[0]) for _ in range(20)] == list(range(20))
+        assert (client.stats.sent, client.stats.received) == (20, 20)
+        await client.send_segments(b"x" * 2500, 1000)
+        assert [len((await server.recv())[0]) for _ in range(3)] == [1000, 1000, 500]
+        assert client.stats.sent == 23
+        with pytest.raises(ValueError, match="limit"):
+            await server.recv_batch(limit=0)
+
+
+async def test_the_kernels_notes_come_in_batches() -> None:
+    async with udp.bind("127.0.0.1", 0, notes=True) as server, udp.connect(*server.local_addr[:2]) as client:
+        await client.send(b"x")
+        (item,) = await server.recv_batch()
+        assert isinstance(item, Datagram)
+        if sys.platform == "linux":
+            assert item.local_addr == "127.0.0.1"
+            assert item.interface == socket.if_nametoindex("lo")
+        await client.send(b"y")
+        assert await server.recv() == (b"y", client.local_addr)
+
+
+async def test_empty_datagrams_arrive() -> None:
+    async with udp.bind("127.0.0.1", 0) as server, udp.connect(*server.local_addr[:2]) as client:
+        await client.send(b"")
+        assert await server.recv() == (b"", client.local_addr)
+
+
+async def test_send_nowait_says_when_too_much_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with udp.bind("127.0.0.1", 0) as server, udp.connect(*server.local_addr[:2]) as client:
+        client.send_nowait(b"x")
+        assert (await server.recv())[0] == b"x"
+        client.pause_writing()
+        with pytest.raises(BlockingIOError):
+            client.send_nowait(b"x")
+        waiting = asyncio.create_task(client.send(b"later"))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        client.resume_writing()
+        await waiting
+        assert (await server.recv())[0] == b"later"
+
+
+# Requests
+
+
+async def test_a_request_finds_its_answer_among_others() -> None:
+    async with udp.bind("127.0.0.1", 0) as server, udp.connect(*server.local_addr[:2]) as client:
+
+        async def answer() -> None:
+            _, addr = await server.recv()
+            for data in (b"news", b"7 wrong", b"8 right"):
+                await server.send(data, addr)
+
+        answering = asyncio.create_task(answer())
+        data, addr = await client.request(b"8?", match=lambda data, addr: data.startswith(b"8 "), timeout=5)
+        assert (data, addr) == (b"8 right", server.local_addr)
+        assert [(await client.recv())[0] for _ in range(2)] == [b"news", b"7 wrong"]
+        await answering
+
+
+async def test_a_request_is_repeated_until_it_is_answered() -> None:
+    async with udp.bind("127.0.0.1", 0) as server, udp.bind("127.0.0.1", 0) as client:
+
+        async def answer_the_third() -> None:
+            for _ in range(3):
+                _, addr = await server.recv()
+            await server.send(b"at last", addr)
+
+        answering = asyncio.create_task(answer_the_third())
+        answer = await client.request(b"?", server.local_addr, timeout=0.02, retries=5)
+        assert answer == (b"at last", server.local_addr)
+        await answering
+        assert client.stats.sent >= 3
+
+
+async def test_a_request_gives_up_with_the_address() -> None:
+    async with udp.bind("127.0.0.1", 0) as server, udp.connect(*server.local_addr[:2]) as client:
+        with pytest.raises(TimeoutError, match=f"127.0.0.1:{server.local_addr[1]} does not answer: asked 3 times"):
+            await client.request(b"?", timeout=0.01, retries=2, backoff=1)
+        await until(lambda: server.stats.received == 3)
+        with pytest.raises(ValueError, match="timeout"):
+            await client.request(b"?", timeout=0)
+
+
+async def test_a_request_learns_of_a_refusal_and_of_close() -> None:
+    async with udp.bind("127.0.0.1", 0) as unused:
+        address = unused.local_addr
+    async with udp.connect(*address[:2]) as client:
+        with pytest.raises(ConnectionRefusedError):
+            await client.request(b"?", timeout=5)
+    async with udp.bind("127.0.0.1", 0) as silent, udp.connect(*silent.local_addr[:2]) as client:
+        asking = asyncio.create_task(client.request(b"?", timeout=5))
+        await until(lambda: silent.stats.received)
+        client.close()
+        with pytest.raises(ClosedError):
+            await asking
+
+
+# Multicast
+
+
+def loopback_takes(group: str) -> bool:
+    """Whether this host has a route for the group on its loopback interface."""
+    family = socket.AF_INET6 if ":" in group else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            set_multicast(sock, ttl=0, interface="lo")
+            sock.sendto(b"", (group, 9))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("anywhere", "group"), [("0.0.0.0", "239.255.77.88"), ("::", "ff01::7788")])
+async def test_multicast(anywhere: str, group: str) -> None:
+    if not loopback_takes(group):
+        pytest.skip(f"the loopback interface has no route for {group}")
+    async with (
+        udp.bind(anywhere, 0, share_port=True) as member,
+        udp.bind(anywhere, member.local_addr[1], share_port=True) as other,
+        udp.bind(anywhere, 0) as sender,
+    ):
+        member.join(group, "lo")
+        other.join(group, socket.if_nametoindex("lo"))
+        sender.set_multicast(ttl=0, loop=True, interface="lo")
+        await sender.send(b"all", (group, member.local_addr[1]))
+        async with asyncio.timeout(5):
+            assert (await member.recv())[0] == b"all"
+            assert (await other.recv())[0] == b"all"
+        member.leave(group, "lo")
+        await sender.send(b"rest", (group, member.local_addr[1]))
+        async with asyncio.timeout(5):
+            assert (await other.recv())[0] == b"rest"
+
+
+async def test_multicast_arguments_are_checked() -> None:
+    async with udp.bind("127.0.0.1", 0) as endpoint:
+        with pytest.raises(ValueError, match="no multicast address"):
+            endpoint.join("10.0.0.1")
+        with pytest.raises(ValueError, match="family"):
+            endpoint.join("ff02::1")
+        with pytest.raises(OSError, match="no-such-interface"):
+            endpoint.join("239.0.0.1", "no-such-interface")
+        endpoint.join("239.255.77.89", "lo" if sys.platform == "linux" else None)
+        with pytest.raises(ValueError, match="ttl"):
+            endpoint.set_multicast(ttl=256)
+        endpoint.close()
+        with pytest.raises(ClosedError):
+            endpoint.join("239.0.0.1")
 
 
 async def test_a_pending_recv_learns_that_nobody_listens() -> None:

@@ -1,0 +1,620 @@
+"""The transport against asyncio's own: the same tests for both, on every way that datagrams can move."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from asyncnet import udp
+from asyncnet.addresses import Address
+from asyncnet.loops import loop_name
+from asyncnet.udp import Datagram, DatagramTransport, probe
+from asyncnet.udp.batch import DISABLE_VARIABLE
+
+Create: TypeAlias = Callable[..., Awaitable[tuple[Any, Any]]]
+
+WAYS = ["", "recvmmsg", "sendmmsg", "recvmmsg,sendmmsg", "gso", "gro", "recvmmsg,sendmmsg,gso,gro"]
+
+with_every_way = pytest.mark.parametrize("disabled", WAYS, ids=lambda names: f"without {names or 'nothing'}")
+
+
+class Recorder(asyncio.DatagramProtocol):
+    """Writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.received: list[tuple[bytes, Address]] = []
+        self.errors: list[Exception] = []
+        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+        self.transport: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.events.append("made")
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Address) -> None:
+        self.received.append((data, addr))
+
+    def error_received(self, exc: Exception) -> None:
+        self.errors.append(exc)
+
+    def pause_writing(self) -> None:
+        self.events.append("pause")
+
+    def resume_writing(self) -> None:
+        self.events.append("resume")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.events.append("lost")
+        self.lost.set_result(exc)
+
+
+class Echo(Recorder):
+    def datagram_received(self, data: bytes, addr: Address) -> None:
+        super().datagram_received(data, addr)
+        self.transport.sendto(data, addr)
+
+
+class Batches(Recorder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[Any]] = []
+
+    def datagrams_received(self, batch: list[Any]) -> None:
+        self.batches.append(batch)
+        self.received.extend((item[0], item[1]) for item in batch)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def plain_socket(**options: Any) -> socket.socket:
+    sock = socket.socket(options.pop("family", socket.AF_INET), socket.SOCK_DGRAM)
+    sock.bind(("::1" if sock.family == socket.AF_INET6 else "127.0.0.1", 0))
+    sock.settimeout(5)
+    return sock
+
+
+async def receive_all(sock: socket.socket, count: int) -> list[bytes]:
+    return await asyncio.to_thread(lambda: [sock.recv(65536) for _ in range(count)])
+
+
+@pytest.fixture(params=["asyncnet", "stock"])
+async def create(request: pytest.FixtureRequest) -> Create:
+    """The function under test: ours, and asyncio's own on asyncio's loop, which is the specification."""
+    loop = asyncio.get_running_loop()
+    if request.param == "asyncnet":
+        return loop.create_datagram_endpoint
+    if loop_name(loop) != "asyncio":
+        pytest.skip("asyncio's own transport runs on asyncio's loop")
+    return partial(asyncio.BaseEventLoop.create_datagram_endpoint, loop)  # type: ignore[arg-type]
+
+
+async def closed(transport: Any, protocol: Any) -> None:
+    transport.close()
+    async with asyncio.timeout(5):
+        await protocol.lost
+
+
+# What both do.
+
+
+async def test_an_echo(create: Create) -> None:
+    transport, protocol = await create(Echo, local_addr=("127.0.0.1", 0))
+    with plain_socket() as peer:
+        peer.sendto(b"hello", transport.get_extra_info("sockname"))
+        assert await receive_all(peer, 1) == [b"hello"]
+        assert protocol.received == [(b"hello", peer.getsockname())]
+    await closed(transport, protocol)
+    assert protocol.events == ["made", "lost"]
+    assert protocol.lost.result() is None
+
+
+async def test_a_connected_transport_has_its_peer(create: Create) -> None:
+    with plain_socket() as peer, plain_socket() as stranger:
+        transport, protocol = await create(Recorder, remote_addr=peer.getsockname())
+        assert transport.get_extra_info("peername") == peer.getsockname()
+        transport.sendto(b"one")
+        transport.sendto(b"two", peer.getsockname())
+        with pytest.raises(ValueError, match="must be None or"):
+            transport.sendto(b"three", stranger.getsockname())
+        assert await receive_all(peer, 2) == [b"one", b"two"]
+        stranger.sendto(b"forged", transport.get_extra_info("sockname"))
+        peer.sendto(b"answer", transport.get_extra_info("sockname"))
+        await until(lambda: protocol.received)
+        assert protocol.received == [(b"answer", peer.getsockname())]
+        await closed(transport, protocol)
+
+
+async def test_extra_info(create: Create) -> None:
+    transport, protocol = await create(Recorder, local_addr=("127.0.0.1", 0))
+    sock = transport.get_extra_info("socket")
+    assert sock.getsockname() == transport.get_extra_info("sockname")
+    assert sock.family == socket.AF_INET
+    assert transport.get_extra_info("peername") is None
+    assert transport.get_extra_info("nothing", 7) == 7
+    assert transport.get_protocol() is protocol
+    await closed(transport, protocol)
+
+
+async def test_an_icmp_error_reaches_the_protocol(create: Create) -> None:
+    with plain_socket() as unused:
+        address = unused.getsockname()
+    transport, protocol = await create(Recorder, remote_addr=address)
+    transport.sendto(b"anyone?")
+    await until(lambda: protocol.errors)
+    assert isinstance(protocol.errors[0], ConnectionRefusedError)
+    assert not transport.is_closing()
+    await closed(transport, protocol)
+
+
+@pytest.mark.parametrize("data", [bytes(65507), bytearray(b"abc"), memoryview(b"abc")])
+async def test_anything_bytes_like_can_be_sent(create: Create, data: Any) -> None:
+    transport, protocol = await create(Recorder, local_addr=("127.0.0.1", 0))
+    with plain_socket() as peer:
+        transport.sendto(data, peer.getsockname())
+        assert await receive_all(peer, 1) == [bytes(data)]
+    with pytest.raises(TypeError, match="bytes-like"):
+        transport.sendto("text", ("127.0.0.1", 9))
+    await closed(transport, protocol)
+
+
+async def test_a_datagram_that_is_too_large_is_an_error_of_the_protocol(create: Create) -> None:
+    transport, protocol = await create(Recorder, local_addr=("127.0.0.1", 0))
+    transport.sendto(bytes(65508), ("127.0.0.1", 9))
+    await until(lambda: protocol.errors)
+    assert protocol.errors[0].errno == errno.EMSGSIZE
+    await closed(transport, protocol)
+
+
+async def test_a_callback_that_raises_is_reported_and_the_transport_lives_on(create: Create) -> None:
+    class Failing(Recorder):
+        def datagram_received(self, data: bytes, addr: Address) -> None:
+            super().datagram_received(data, addr)
+            if data == b"bad":
+                raise ZeroDivisionError
+
+    loop = asyncio.get_running_loop()
+    reported: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: reported.append(context))
+    transport, protocol = await create(Failing, local_addr=("127.0.0.1", 0))
+    with plain_socket() as peer:
+        for data in (b"one", b"bad", b"two", b"bad", b"three"):
+            peer.sendto(data, transport.get_extra_info("sockname"))
+        await until(lambda: len(protocol.received) == 5)
+    assert [type(context["exception"]) for context in reported] == [ZeroDivisionError] * 2
+    await closed(transport, protocol)
+
+
+async def test_closing_inside_a_callback_ends_delivery(create: Create) -> None:
+    class Closing(Recorder):
+        def datagram_received(self, data: bytes, addr: Address) -> None:
+            super().datagram_received(data, addr)
+            self.transport.close()
+
+    transport, protocol = await create(Closing, local_addr=("127.0.0.1", 0))
+    with plain_socket() as peer:
+        for _ in range(5):
+            peer.sendto(b"x", transport.get_extra_info("sockname"))
+        async with asyncio.timeout(5):
+            await protocol.lost
+    assert len(protocol.received) == 1
+    transport.close()
+
+
+async def test_after_close_nothing_is_sent_and_nothing_is_raised(create: Create) -> None:
+    transport, protocol = await create(Recorder, local_addr=("127.0.0.1", 0))
+    await closed(transport, protocol)
+    assert transport.is_closing()
+    with plain_socket() as peer:
+        connected, other = await create(Recorder, remote_addr=peer.getsockname())
+        await closed(connected, other)
+        for _ in range(7):
+            connected.sendto(b"x")
+        connected.abort()
+
+
+async def test_abort_ends_the_connection(create: Create) -> None:
+    transport, protocol = await create(Recorder, local_addr=("127.0.0.1", 0))
+    transport.abort()
+    assert transport.is_closing()
+    async with asyncio.timeout(5):
+        assert await protocol.lost is None
+
+
+class FullSocket(socket.socket):
+    """A socket whose send buffer is full until told otherwise."""
+
+    full = True
+
+    def sendto(self, *args: Any) -> int:
+        if self.full:
+            raise BlockingIOError
+        return super().sendto(*args)
+
+
+async def full_transport(create: Create) -> tuple[Any, Any, FullSocket]:
+    sock = FullSocket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    transport, protocol = await create(Recorder, sock=sock)
+    return transport, protocol, sock
+
+
+async def test_what_cannot_leave_waits_and_pauses_the_protocol(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, "sendmmsg")
+    transport, protocol, sock = await full_transport(create)
+    transport.set_write_buffer_limits(high=100, low=20)
+    assert transport.get_write_buffer_limits() == (20, 100)
+    with plain_socket() as peer:
+        for number in range(5):
+            transport.sendto(b"%d" % number * 30, peer.getsockname())
+        assert protocol.events == ["made", "pause"]
+        assert transport.get_write_buffer_size() >= 150
+        sock.full = False
+        assert [data[:1] for data in await receive_all(peer, 5)] == [b"0", b"1", b"2", b"3", b"4"]
+        await until(lambda: protocol.events == ["made", "pause", "resume"])
+        assert transport.get_write_buffer_size() == 0
+    await closed(transport, protocol)
+
+
+async def test_close_sends_what_waits_and_abort_does_not(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, "sendmmsg")
+    with plain_socket() as peer:
+        transport, protocol, sock = await full_transport(create)
+        transport.sendto(b"aborted", peer.getsockname())
+        transport.abort()
+        await protocol.lost
+        transport, protocol, sock = await full_transport(create)
+        transport.sendto(b"waited", peer.getsockname())
+        transport.close()
+        await asyncio.sleep(0)
+        assert not protocol.lost.done()
+        sock.full = False
+        async with asyncio.timeout(5):
+            await protocol.lost
+        assert await receive_all(peer, 1) == [b"waited"]
+
+
+async def test_the_limits_must_make_sense(create: Create) -> None:
+    transport, protocol = await create(Recorder, local_addr=("127.0.0.1", 0))
+    with pytest.raises(ValueError, match="high"):
+        transport.set_write_buffer_limits(high=1, low=2)
+    transport.set_write_buffer_limits(low=10)
+    assert transport.get_write_buffer_limits() == (10, 40)
+    transport.set_write_buffer_limits()
+    assert transport.get_write_buffer_limits() == (16384, 65536)
+    await closed(transport, protocol)
+
+
+async def test_wrong_arguments_raise(create: Create) -> None:
+    cases: list[tuple[dict[str, Any], type[Exception]]] = [
+        ({}, ValueError),
+        ({"local_addr": "127.0.0.1"}, TypeError),
+        ({"local_addr": ("127.0.0.1", 0, 0)}, TypeError),
+        ({"local_addr": ("127.0.0.1", 0), "remote_addr": ("::1", 9)}, ValueError),
+        ({"local_addr": ("203.0.113.7", 0)}, OSError),
+        ({"remote_addr": ("no-such-host.invalid", 9)}, socket.gaierror),
+        ({"family": getattr(socket, "AF_UNIX", None), "local_addr": ("127.0.0.1", 0)}, TypeError),
+    ]
+    for arguments, error in cases:
+        with pytest.raises(error):
+            await create(Recorder, **arguments)
+    with plain_socket() as sock, pytest.raises(ValueError, match="local_addr"):
+        await create(Recorder, sock=sock, local_addr=("127.0.0.1", 0))
+    with socket.socket() as stream, pytest.raises(ValueError, match=r"UDP Socket|datagram socket"):
+        await create(Recorder, sock=stream)
+
+
+async def test_a_family_alone_makes_a_socket(create: Create) -> None:
+    transport, protocol = await create(Recorder, family=socket.AF_INET)
+    with plain_socket() as peer:
+        transport.sendto(b"x", peer.getsockname())
+        assert await receive_all(peer, 1) == [b"x"]
+    await closed(transport, protocol)
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="this system has no Unix sockets")
+async def test_unix_datagram_sockets(create: Create, tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    for _ in range(2):  # the second time a stale socket is in the way
+        transport, protocol = await create(Recorder, local_addr=path, family=socket.AF_UNIX)
+        peer, other = await create(Recorder, remote_addr=path, family=socket.AF_UNIX)
+        peer.sendto(b"hello")
+        await until(lambda p=protocol: p.received)  # type: ignore[misc]
+        assert protocol.received[0][0] == b"hello"
+        await closed(peer, other)
+        await closed(transport, protocol)
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="this system has no SO_REUSEPORT")
+async def test_a_port_can_be_shared(create: Create) -> None:
+    first, protocol = await create(Recorder, local_addr=("127.0.0.1", 0), reuse_port=True)
+    name = first.get_extra_info("sockname")
+    second, other = await create(Recorder, local_addr=name, reuse_port=True)
+    assert second.get_extra_info("sockname") == name
+    await closed(first, protocol)
+    await closed(second, other)
+
+
+async def test_a_broadcast_transport_is_not_connected(create: Create) -> None:
+    with plain_socket() as peer:
+        transport, protocol = await create(Recorder, remote_addr=peer.getsockname(), allow_broadcast=True)
+        transport.sendto(b"hello")
+        data, address = await asyncio.to_thread(peer.recvfrom, 100)
+        assert data == b"hello"
+        assert transport.get_extra_info("peername") is None
+        with plain_socket() as other:
+            other.sendto(b"answer", ("127.0.0.1", address[1]))
+            await until(lambda: protocol.received)
+        await closed(transport, protocol)
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="this host has no IPv6")
+async def test_ipv6_addresses_have_four_parts(create: Create) -> None:
+    transport, protocol = await create(Echo, local_addr=("::1", 0))
+    with plain_socket(family=socket.AF_INET6) as peer:
+        for _ in range(3):
+            peer.sendto(b"six", transport.get_extra_info("sockname"))
+        assert await receive_all(peer, 3) == [b"six"] * 3
+        assert protocol.received[0] == (b"six", peer.getsockname())
+        assert len(protocol.received[0][1]) == 4
+    await closed(transport, protocol)
+
+
+# What only ours does, on every way.
+
+
+@with_every_way
+async def test_a_burst_is_echoed_in_order(disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, disabled)
+    transport, protocol = await udp.create_datagram_endpoint(Echo, local_addr=("127.0.0.1", 0))
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+    with plain_socket() as peer, plain_socket() as other:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        sent = [b"%d" % number * (number % 40) for number in range(200)]  # some are empty
+        for data in sent:
+            peer.sendto(data, transport.get_extra_info("sockname"))
+        other.sendto(b"other", transport.get_extra_info("sockname"))
+        assert await receive_all(peer, 200) == sent
+        assert await receive_all(other, 1) == [b"other"]
+    assert [data for data, _ in protocol.received] == [*sent, b"other"]
+    await closed(transport, protocol)
+
+
+@with_every_way
+async def test_many_are_sent_and_received_in_order(disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, disabled)
+    receiver, batches = await udp.create_datagram_endpoint(Batches, local_addr=("127.0.0.1", 0), trains=True)
+    receiver.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    name = receiver.get_extra_info("sockname")
+    sender, protocol = await udp.create_datagram_endpoint(Recorder, local_addr=("127.0.0.1", 0))
+    sender.send_batch([(b"%d" % number, name) for number in range(150)])
+    await until(lambda: len(batches.received) == 150)
+    assert [int(data) for data, _ in batches.received] == list(range(150))
+    assert all(addr == sender.get_extra_info("sockname") for _, addr in batches.received)
+    batches.received.clear()
+    whole = b"".join(b"%04d" % number * 250 for number in range(200)) + b"tail"
+    sender.send_segments(whole, 1000, name)
+    await until(lambda: len(batches.received) == 201)
+    assert b"".join(data for data, _ in batches.received) == whole
+    assert {len(data) for data, _ in batches.received} == {1000, 4}
+    await closed(sender, protocol)
+    await closed(receiver, batches)
+
+
+@with_every_way
+async def test_connected_batches_and_trains(disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, disabled)
+    with plain_socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        transport, protocol = await udp.create_datagram_endpoint(Batches, remote_addr=peer.getsockname())
+        transport.send_batch([(b"%d" % number, None) for number in range(70)])
+        assert [int(data) for data in await receive_all(peer, 70)] == list(range(70))
+        transport.send_segments(b"x" * 2500, 1000)
+        assert [len(data) for data in await receive_all(peer, 3)] == [1000, 1000, 500]
+        for number in range(70):
+            peer.sendto(b"%d" % number, transport.get_extra_info("sockname"))
+        await until(lambda: len(protocol.received) == 70)
+        assert protocol.received == [(b"%d" % number, peer.getsockname()) for number in range(70)]
+        await closed(transport, protocol)
+
+
+@with_every_way
+async def test_a_refusal_in_the_middle_of_a_batch_is_reported_and_the_rest_leaves(
+    disabled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, disabled)
+    transport, protocol = await udp.create_datagram_endpoint(Recorder, local_addr=("127.0.0.1", 0))
+    with plain_socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        name = peer.getsockname()
+        transport.send_batch([(b"1", name), (bytes(65508), name), (b"2", name), (b"3", ("localhost", name[1]))])
+        assert await receive_all(peer, 3) == [b"1", b"2", b"3"]
+    assert [exc.errno for exc in protocol.errors] == [errno.EMSGSIZE]  # type: ignore[attr-defined]
+    assert f"127.0.0.1:{name[1]}" in str(protocol.errors[0])
+    await closed(transport, protocol)
+
+
+@pytest.mark.skipif(not probe().recvmmsg, reason="this system has no recvmmsg")
+async def test_what_arrived_together_is_delivered_together() -> None:
+    transport, protocol = await udp.create_datagram_endpoint(Batches, local_addr=("127.0.0.1", 0))
+    with plain_socket() as peer:
+        for number in range(20):
+            peer.sendto(b"%d" % number, transport.get_extra_info("sockname"))
+        await until(lambda: len(protocol.received) == 20)
+    assert len(protocol.batches) == 1
+    await closed(transport, protocol)
+
+
+@pytest.mark.skipif(not probe().recvmmsg, reason="the kernel's notes need Linux")
+@pytest.mark.parametrize("disabled", ["", "recvmmsg"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+async def test_the_kernels_notes(disabled: str, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, disabled)
+    anywhere = "::" if ":" in host else "0.0.0.0"
+    transport, protocol = await udp.create_datagram_endpoint(Batches, local_addr=(anywhere, 0), notes=True)
+    port = transport.get_extra_info("sockname")[1]
+    with plain_socket(family=socket.AF_INET6 if ":" in host else socket.AF_INET) as peer:
+        if ":" in host:
+            peer.setsockopt(socket.IPPROTO_IPV6, 67, 0x02)
+        else:
+            peer.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, 0x02)
+        peer.sendto(b"x", (host, port))
+        await until(lambda: protocol.received)
+    item = protocol.batches[0][0]
+    assert type(item) is Datagram
+    assert (item.data, item.local_addr, item.tos, item.truncated) == (b"x", host, 0x02, False)
+    assert item.interface == socket.if_nametoindex("lo")
+    await closed(transport, protocol)
+
+
+@pytest.mark.skipif(not probe().recvmmsg, reason="the kernel tells of drops on Linux")
+@pytest.mark.parametrize("disabled", ["", "recvmmsg"])
+async def test_what_the_kernel_drops_is_counted(disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, disabled)
+    transport, protocol = await udp.create_datagram_endpoint(Batches, local_addr=("127.0.0.1", 0), notes=True)
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    transport.pause_reading()
+    with plain_socket() as peer:
+        for _ in range(50):
+            peer.sendto(bytes(500), transport.get_extra_info("sockname"))
+        dropped = transport.kernel_dropped
+        assert 0 < dropped < 50
+        transport.resume_reading()
+        await until(lambda: len(protocol.received) == 50 - dropped)
+        peer.sendto(b"next", transport.get_extra_info("sockname"))
+        await until(lambda: protocol.received[-1][0] == b"next")
+    assert protocol.batches[-1][-1].dropped == dropped
+    await closed(transport, protocol)
+
+
+@with_every_way
+async def test_pausing_in_a_callback_keeps_the_rest_of_the_batch(
+    disabled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, disabled)
+
+    class Pausing(Recorder):
+        def datagram_received(self, data: bytes, addr: Address) -> None:
+            super().datagram_received(data, addr)
+            self.transport.pause_reading()
+
+    transport, protocol = await udp.create_datagram_endpoint(Pausing, local_addr=("127.0.0.1", 0))
+    with plain_socket() as peer:
+        for number in range(6):
+            peer.sendto(b"%d" % number, transport.get_extra_info("sockname"))
+        for count in range(1, 7):
+            await until(lambda c=count: len(protocol.received) == c)  # type: ignore[misc]
+            assert not transport.is_reading()
+            await asyncio.sleep(0)
+            assert len(protocol.received) == count
+            transport.resume_reading()
+            transport.resume_reading()
+    assert [data for data, _ in protocol.received] == [b"0", b"1", b"2", b"3", b"4", b"5"]
+    await closed(transport, protocol)
+
+
+async def test_a_socket_closed_behind_its_back_ends_the_connection() -> None:
+    transport, protocol = await udp.create_datagram_endpoint(Recorder, local_addr=("127.0.0.1", 0))
+    sock = transport._sock
+    asyncio.get_running_loop().remove_reader(sock.fileno())
+    sock.close()
+    transport.sendto(b"x", ("127.0.0.1", 9))
+    async with asyncio.timeout(5):
+        assert isinstance(await protocol.lost, OSError)
+
+
+async def test_trains_fall_back_when_the_system_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    with plain_socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+        sock = RefusingSocket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        transport, protocol = await udp.create_datagram_endpoint(Recorder, sock=sock)
+        for _ in range(2):
+            transport.send_segments(b"x" * 250, 100, peer.getsockname())
+            assert [len(data) for data in await receive_all(peer, 3)] == [100, 100, 50]
+        assert sock.refused == (1 if probe().gso else 0)
+        assert not protocol.errors
+        with pytest.raises(ValueError, match="segment_size"):
+            transport.send_segments(b"x", 0, peer.getsockname())
+        await closed(transport, protocol)
+
+
+class RefusingSocket(socket.socket):
+    refused = 0
+
+    def sendmsg(self, *args: Any) -> int:
+        self.refused += 1
+        raise OSError(errno.EIO, "no trains on this device")
+
+
+async def test_a_train_that_does_not_fit_now_waits() -> None:
+    with plain_socket() as peer:
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 20)
+        transport, protocol = await udp.create_datagram_endpoint(Recorder, remote_addr=peer.getsockname())
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        whole = b"".join(b"%06d" % number * 200 for number in range(300))
+        transport.send_segments(whole, 1200)
+        assert b"".join(await receive_all(peer, 300)) == whole
+        await closed(transport, protocol)
+
+
+async def test_timers_fire_under_a_flood() -> None:
+    """64 senders without a pause; a timer of 10 ms stays a timer of tens of milliseconds."""
+    transport, protocol = await udp.create_datagram_endpoint(Echo, local_addr=("127.0.0.1", 0))
+    name = transport.get_extra_info("sockname")
+    stop = threading.Event()
+
+    def flood() -> None:
+        senders = [plain_socket() for _ in range(64)]
+        while not stop.is_set():
+            for sender in senders:
+                sender.sendto(b"x" * 100, name)
+        for sender in senders:
+            sender.close()
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    try:
+        await until(lambda: protocol.received)
+        late = []
+        for _ in range(30):
+            begun = time.monotonic()
+            await asyncio.sleep(0.01)
+            late.append(time.monotonic() - begun)
+        assert sorted(late)[len(late) * 8 // 10] < 0.05
+        assert len(protocol.received) > 1000
+    finally:
+        stop.set()
+        thread.join()
+        await closed(transport, protocol)
+
+
+async def test_the_loop_of_the_package_has_the_transport() -> None:
+    transport, protocol = await asyncio.get_running_loop().create_datagram_endpoint(
+        Recorder, local_addr=("127.0.0.1", 0)
+    )
+    assert isinstance(transport, DatagramTransport)
+    await closed(transport, protocol)
+
+
+def test_a_transport_that_is_never_closed_warns() -> None:
+    async def main() -> None:
+        await udp.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=("127.0.0.1", 0))
+
+    loop = asyncio.SelectorEventLoop()
+    loop.run_until_complete(main())
+    with pytest.warns(ResourceWarning, match="unclosed transport"):
+        loop.close()  # which lets go of the transport
