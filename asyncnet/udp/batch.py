@@ -174,6 +174,15 @@ class AddressCodec(dict[bytes, Address]):
         self._remember(raw, address)
         return self._raw[address]
 
+    def encode_all(self, addresses: Sequence[Address | None], default: Address | None) -> list[bytes] | None:
+        """Return the bytes of many addresses, `default` for None; or None when one of them cannot be encoded."""
+        names: list[bytes | None] = [self._raw.get(address) for address in addresses]  # type: ignore[arg-type]
+        if None in names:
+            names = [self.encode(address or default) for address in addresses]  # type: ignore[arg-type]
+            if None in names:
+                return None
+        return names  # type: ignore[return-value]  # None was looked for
+
     def _remember(self, raw: bytes, address: Address) -> None:
         if len(self._raw) >= _MAX_KNOWN_ADDRESSES:
             self.clear()
@@ -235,6 +244,7 @@ class Arena:
         self._out = _Memory(OUT_SIZE)
         self._out_names = _Memory(SLOTS * _NAME)
         self._out_vectors = _Memory(SLOTS * _VECTOR)
+        self._out_lengths: list[int] = []  # what the vectors are laid out for
         self._out_places = memoryview(self._out_vectors.mmap).cast("Q")
         self.received_bytes = 0
         """Bytes of the last batch that was received."""
@@ -295,7 +305,9 @@ class Arena:
         self.received_bytes = sum(lengths)
         return found
 
-    def send(self, fd: int, payloads: Sequence[bytes], names: Sequence[bytes] | None, name_size: int) -> int:
+    def send(
+        self, fd: int, payloads: Sequence[bytes], names: Sequence[bytes] | None, name_size: int, start: int = 0
+    ) -> int:
         """Send many datagrams, `SLOTS` and `OUT_SIZE` bytes at most.
 
         Args:
@@ -303,18 +315,29 @@ class Arena:
             payloads: one for each datagram.
             names: addresses as `AddressCodec.encode` returns them; None on a connected socket.
             name_size: bytes of an address, `AddressCodec.size`.
+            start: the first of them to send.
 
         Returns:
-            How many have left: all, or fewer when the system takes no more now or refuses the next one.
+            How many have left; fewer than there are when the system takes no more now or refuses the next one.
 
         Raises:
             OSError: the system refuses the first one; `BlockingIOError` when it takes none now.
         """
+        if start or len(payloads) > SLOTS:
+            payloads = payloads[start : start + SLOTS]
+            names = None if names is None else names[start : start + SLOTS]
         lengths = list(map(len, payloads))
+        if sum(lengths) > OUT_SIZE:
+            fitting = sum(end <= OUT_SIZE for end in accumulate(lengths))
+            payloads, lengths = payloads[:fitting], lengths[:fitting]
+            names = None if names is None else names[:fitting]
         count = len(lengths)
-        ends = list(accumulate(lengths, initial=self._out.address))
-        self._out.mmap[: ends[-1] - ends[0]] = b"".join(payloads)
-        self._out_places[: 2 * count] = array("Q", chain.from_iterable(zip(ends, lengths, strict=False)))
+        blob = b"".join(payloads)
+        self._out.mmap[: len(blob)] = blob
+        if lengths != self._out_lengths:
+            ends = accumulate(lengths, initial=self._out.address)
+            self._out_places[: 2 * count] = array("Q", chain.from_iterable(zip(ends, lengths, strict=False)))
+            self._out_lengths = lengths
         if names is None:
             name_size = 0
         else:

@@ -26,7 +26,6 @@ from typing import Any, Final
 from asyncnet.addresses import Address, explain, format_address
 from asyncnet.udp.batch import (
     CONTROL_SIZE,
-    OUT_SIZE,
     SLOT_SIZE,
     SLOTS,
     SOL_UDP,
@@ -94,7 +93,8 @@ class DatagramTransport(asyncio.DatagramTransport):
         self._undelivered: deque[Any] = deque()  # received before reading was paused
         self._buffer: deque[tuple[bytes, Address | None, int]] = deque()  # with the size of a train's segments, or 0
         self._buffer_size = 0
-        self._cork: list[tuple[bytes, Address | None]] = []
+        self._cork: list[bytes] = []  # what waits for company, and where it goes
+        self._cork_addresses: list[Address | None] = []
         self._batching = False
         self._delivering = False
         self._flush_due = False
@@ -207,15 +207,20 @@ class DatagramTransport(asyncio.DatagramTransport):
                 self._call(self._deliver_batch, batch)
                 return
             received = self._deliver_one
-            for i, item in enumerate(batch):
+            rest = iter(batch if not self._messages else [item[:2] for item in batch])
+            while True:
                 try:
-                    received(item[0], item[1])
+                    for data, addr in rest:
+                        received(data, addr)
+                        if not self._reading:
+                            if not self._closing:
+                                self._undelivered.extend(rest)
+                            return
+                    return
                 except Exception as exc:
                     self._report_exception(exc)
-                if not self._reading:
-                    if not self._closing:
-                        self._undelivered.extend(batch[i + 1 :])
-                    return
+                    if self._closing:
+                        return
         finally:
             self._delivering = False
             if self._cork:
@@ -273,26 +278,24 @@ class DatagramTransport(asyncio.DatagramTransport):
             TypeError: `data` is not bytes-like.
             ValueError: the transport has another peer.
         """
-        if self._batching and type(data) is bytes and self._address is None and not self._losses:
-            self._cork.append((data, addr))
+        if type(data) is not bytes or self._address is not None or self._losses:
+            if not isinstance(data, bytes | bytearray | memoryview):
+                raise TypeError(f"data must be bytes-like, not {type(data).__name__}")
+            if not self._may_send(addr):
+                return
+        if self._batching:
+            self._cork.append(data if type(data) is bytes else bytes(data))
+            self._cork_addresses.append(addr)
             if len(self._cork) >= SLOTS:
                 self._flush()
             elif not self._delivering and not self._flush_due:
                 self._flush_due = True
                 self._loop.call_soon(self._flush)
             return
-        if not isinstance(data, bytes | bytearray | memoryview):
-            raise TypeError(f"data must be bytes-like, not {type(data).__name__}")
-        if not self._may_send(addr):
-            return
-        if self._batching:
-            self._cork.append((bytes(data), addr))
-            if not self._delivering and not self._flush_due:
-                self._flush_due = True
-                self._loop.call_soon(self._flush)
-        elif self._buffer or self._cork:
+        if self._cork:
             self._flush()
-            self._keep(bytes(data), addr) if self._buffer else self._send_one(bytes(data), addr)
+        if self._buffer:
+            self._keep(bytes(data), addr)
         else:
             self._send_one(data, addr)
 
@@ -338,51 +341,37 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def _flush(self) -> None:
         self._flush_due = False
-        if not self._cork:
-            return
-        cork, self._cork = self._cork, []
-        if self._losses:
-            return
-        if self._buffer:
-            for data, addr in cork:
-                self._keep(data, addr)
-        else:
-            self._send_many(cork)
+        payloads, addresses = self._cork, self._cork_addresses
+        if payloads:
+            self._cork, self._cork_addresses = [], []
+            if not self._losses:
+                self._send_many(payloads, addresses)
 
-    def _send_many(self, items: list[tuple[bytes, Address | None]]) -> None:
-        if len(items) == 1 or not self._sends_many:
-            self._send_one_by_one(items)
-            return
+    def _send_many(self, payloads: list[bytes], addresses: list[Address | None]) -> None:
+        count = len(payloads)
         names: list[bytes] | None = None
+        if count == 1 or not self._sends_many or self._buffer:
+            self._send_one_by_one(payloads, addresses)
+            return
         if self._peer is None:
-            names = []
-            for _, addr in items:
-                name = self._codec.encode(addr or self._address)
-                if name is None:  # a host name, which the system looks up
-                    self._send_one_by_one(items)
-                    return
-                names.append(name)
-        start, count = 0, len(items)
+            names = self._codec.encode_all(addresses, self._address)
+            if names is None:  # a host name, which the system looks up
+                self._send_one_by_one(payloads, addresses)
+                return
+        start = 0
         while start < count and not self._losses:
-            stop, size = start, 0
-            while stop < count and stop - start < SLOTS and size + len(items[stop][0]) <= OUT_SIZE:
-                size += len(items[stop][0])
-                stop += 1
-            payloads = [data for data, _ in items[start:stop]]
             try:
-                start += self._arena.send(
-                    self._fd, payloads, None if names is None else names[start:stop], self._codec.size
-                )
+                start += self._arena.send(self._fd, payloads, names, self._codec.size, start)
             except (BlockingIOError, InterruptedError):
-                for data, addr in items[start:]:
-                    self._keep(data, addr)
+                for i in range(start, count):
+                    self._keep(payloads[i], addresses[i])
                 return
             except OSError as exc:
-                self._send_failed(exc, items[start][1])
+                self._send_failed(exc, addresses[start])
                 start += 1
 
-    def _send_one_by_one(self, items: list[tuple[bytes, Address | None]]) -> None:
-        for data, addr in items:
+    def _send_one_by_one(self, payloads: list[bytes], addresses: list[Address | None]) -> None:
+        for data, addr in zip(payloads, addresses, strict=True):
             if self._losses:
                 return
             if self._buffer:
@@ -400,10 +389,13 @@ class DatagramTransport(asyncio.DatagramTransport):
             TypeError: a payload is not bytes-like.
             ValueError: the transport has another peer.
         """
-        items = [(bytes(data), addr) for data, addr in batch]
-        if all(self._may_send(addr) for _, addr in items):
-            self._cork.extend(items)
+        payloads, addresses = [], []
+        for data, addr in batch:
+            payloads.append(data if type(data) is bytes else bytes(data))
+            addresses.append(addr)
+        if (self._address is None and not self._losses) or all(map(self._may_send, addresses)):
             self._flush()
+            self._send_many(payloads, addresses)
 
     def send_segments(self, data: bytes | bytearray | memoryview, segment_size: int, addr: Any = None) -> None:
         """Send `data` as a train of datagrams to one address; on Linux by one system call for up to 64 of them.
@@ -448,7 +440,8 @@ class DatagramTransport(asyncio.DatagramTransport):
                 self._longest_segment = segment_size - 1 if too_long else 0
             else:
                 return
-        self._send_many([(bytes(train[i : i + segment_size]), addr) for i in range(0, len(train), segment_size)])
+        payloads = [bytes(train[i : i + segment_size]) for i in range(0, len(train), segment_size)]
+        self._send_many(payloads, [addr] * len(payloads))
 
     def _on_writable(self) -> None:
         buffer = self._buffer
@@ -459,10 +452,12 @@ class DatagramTransport(asyncio.DatagramTransport):
             if segment_size:
                 self._send_train(memoryview(data), segment_size, addr)
             else:
-                items = [(data, addr)]
-                while waiting and not waiting[0][2] and len(items) < SLOTS:
-                    items.append(waiting.popleft()[:2])
-                self._send_many(items)
+                payloads, addresses = [data], [addr]
+                while waiting and not waiting[0][2] and len(payloads) < SLOTS:
+                    data, addr, _ = waiting.popleft()
+                    payloads.append(data)
+                    addresses.append(addr)
+                self._send_many(payloads, addresses)
         self._buffer.extend(waiting)
         self._buffer_size += sum(len(item[0]) for item in waiting)
         if self._writing_paused and self._buffer_size <= self._low:
@@ -474,7 +469,7 @@ class DatagramTransport(asyncio.DatagramTransport):
 
     def get_write_buffer_size(self) -> int:
         """Return the bytes that wait to be sent."""
-        return self._buffer_size + sum(len(data) for data, _ in self._cork)
+        return self._buffer_size + sum(map(len, self._cork))
 
     def get_write_buffer_limits(self) -> tuple[int, int]:
         """Return the low and the high limit, in bytes."""
@@ -539,7 +534,7 @@ class DatagramTransport(asyncio.DatagramTransport):
             self._buffer.clear()
             self._buffer_size = 0
             self._loop.remove_writer(self._fd)
-        self._cork.clear()
+        self._cork, self._cork_addresses = [], []
         self._undelivered.clear()
         self._closing = True
         self._update_reading()
