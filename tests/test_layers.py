@@ -21,6 +21,7 @@ asyncnet.udp.batch asyncnet.udp.sockets
 asyncnet.udp.transport
 asyncnet.udp.create
 asyncnet.udp.endpoint
+asyncnet.udp.open
 asyncnet.udp
 asyncnet.loops
 asyncnet.tcp.listeners asyncnet.tcp.connections

@@ -12,6 +12,7 @@ import asyncio
 import socket
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final, TypeAlias, cast
 
@@ -65,7 +66,7 @@ class Report:
     """False when only the last acknowledgement is missing."""
 
 
-class Session(asyncio.DatagramProtocol):
+class Session(asyncio.DatagramProtocol, ABC):
     """What sending and receiving share.
 
     Args:
@@ -189,11 +190,13 @@ class Session(asyncio.DatagramProtocol):
 
     # What the two directions fill in.
 
+    @abstractmethod
     def _start(self, now: float) -> None:
-        raise NotImplementedError
+        """Send the first packet."""
 
+    @abstractmethod
     def _is_opening(self) -> bool:
-        raise NotImplementedError
+        """Tell whether no block has been transferred."""
 
     def _receive_block(self, number: int, data: bytes, now: float) -> None:
         """Handle DATA; a sender has no use for it."""
@@ -203,14 +206,17 @@ class Session(asyncio.DatagramProtocol):
         """Handle ACK; a receiver has no use for it."""
         self.report.rejected += 1
 
+    @abstractmethod
     def _receive_options(self, options: Options, now: float) -> None:
-        raise NotImplementedError
+        """Take what the server's OACK has settled."""
 
+    @abstractmethod
     def _handle_timer(self, now: float) -> None:
-        raise NotImplementedError
+        """Send again what is overdue, or end."""
 
+    @abstractmethod
     def _release(self, *, success: bool) -> None:
-        raise NotImplementedError
+        """Let go of the file."""
 
     @property
     def _address(self) -> Address | None:

@@ -2,7 +2,8 @@
 
 from asyncnet.udp.batch import Capabilities, Datagram, probe
 from asyncnet.udp.create import create_datagram_endpoint
-from asyncnet.udp.endpoint import MAX_PAYLOAD, Endpoint, EndpointStats, QueuePolicy, bind, connect
+from asyncnet.udp.endpoint import MAX_PAYLOAD, Endpoint, EndpointStats, QueuePolicy
+from asyncnet.udp.open import bind, connect
 from asyncnet.udp.transport import DatagramTransport
 
 __all__ = [
