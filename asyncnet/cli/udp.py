@@ -9,7 +9,8 @@ import sys
 
 from asyncnet import udp
 from asyncnet.addresses import format_address
-from asyncnet.cli.common import Subparsers, address_argument, announce, positive_float
+from asyncnet.cli.common import Subparsers, address_argument, announce, describe, positive_float
+from asyncnet.errors import ClosedError
 from asyncnet.loops import run
 
 __all__ = ["add_parser"]
@@ -61,14 +62,16 @@ async def _receive(arguments: argparse.Namespace, *, echo: bool) -> int:
             except NotImplementedError:  # Windows
                 break
         announce(endpoint.local_addr)
-        async for data, addr in endpoint:
+        while True:
             try:
+                data, addr = await endpoint.recv()
                 if echo:
                     await endpoint.send(data, addr)
                 else:
                     print(f"{format_address(addr)}: {data.decode(errors='backslashreplace')}", flush=True)
+            except ClosedError:
+                return 0
             except BrokenPipeError:
                 raise
-            except OSError as exc:
-                print(f"asyncnet: {exc.strerror}", file=sys.stderr)
-    return 0
+            except OSError as exc:  # one peer that cannot be reached is no reason to stop
+                print(f"asyncnet: {describe(exc)}", file=sys.stderr)

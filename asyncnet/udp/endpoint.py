@@ -284,7 +284,8 @@ class Endpoint(asyncio.DatagramProtocol):
     async def send(self, data: Payload, addr: Address | None = None) -> None:
         """Send a datagram, waiting while too many wait to leave.
 
-        An error that the system reports for it is raised by a later `recv` or `request`, as ICMP errors are.
+        What the system reports at once is raised here; what it reports later, as ICMP errors, by the next call that
+        waits or sends.
 
         Args:
             data: the payload; `MAX_PAYLOAD` bytes at most.
@@ -293,6 +294,7 @@ class Endpoint(asyncio.DatagramProtocol):
         Raises:
             ValueError: `addr` is missing, given on a connected endpoint, or the payload is too large.
             ClosedError: the endpoint is closed.
+            OSError: the system refuses the datagram, or reports that an earlier one did not arrive.
         """
         while self._writable is not None:
             await self._writable.wait()
@@ -308,7 +310,11 @@ class Endpoint(asyncio.DatagramProtocol):
             raise BlockingIOError("too many datagrams wait to leave")
         self._check(data, addr)
         assert self._transport is not None
+        errors = self._stats.errors
         self._transport.sendto(data, addr)
+        if self._stats.errors != errors and self._error is not None:
+            error, self._error = self._error, None
+            raise error
         self._stats.sent += 1
         self._stats.sent_bytes += len(data)
 

@@ -363,6 +363,15 @@ async def test_the_address_of_a_send_must_fit_the_endpoint() -> None:
         assert len((await server.recv())[0]) == 65507
 
 
+async def test_what_the_system_refuses_is_raised_with_the_address() -> None:
+    async with udp.bind("127.0.0.1", 0) as endpoint:
+        with pytest.raises(PermissionError, match=r"cannot send UDP to 127\.255\.255\.255:9"):
+            await endpoint.send(b"x", ("127.255.255.255", 9))
+        assert (endpoint.stats.sent, endpoint.stats.errors) == (0, 1)
+        await endpoint.send(b"x", endpoint.local_addr)
+        assert (await endpoint.recv())[0] == b"x"
+
+
 @pytest.mark.parametrize("name", ["queue_size", "queue_bytes"])
 async def test_a_queue_has_room_for_something(name: str) -> None:
     with pytest.raises(ValueError, match=name):
