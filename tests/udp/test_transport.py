@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -253,6 +254,8 @@ async def full_transport(create: Create) -> tuple[Any, Any, FullSocket]:
 
 
 async def test_what_cannot_leave_waits_and_pauses_the_protocol(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
+    if isinstance(create, partial) and sys.version_info[:3] == (3, 13, 0):
+        pytest.skip("asyncio of 3.13.0 miscounts what waits, and never resumes (cpython issue 135444)")
     monkeypatch.setenv(DISABLE_VARIABLE, "sendmmsg")
     transport, protocol, sock = await full_transport(create)
     transport.set_write_buffer_limits(high=100, low=20)
