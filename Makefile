@@ -32,8 +32,17 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup
-	$(BIN)/python -m benchmarks
+# The peers have an environment of their own; the package is installed there too, so that all run alike.
+BENCH := .cache/bench
+
+bench: $(BENCH)/.installed
+	$(BENCH)/bin/python -m benchmarks
+
+$(BENCH)/.installed: pyproject.toml benchmarks/requirements.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found: install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; }
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[all]' -r benchmarks/requirements.txt
+	@touch $@
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .cache build dist

@@ -12,12 +12,16 @@ PACKAGE = Path(asyncnet.__file__).parent
 # One line is one layer; modules on one line do not import each other.
 LAYERS = """
 asyncnet.errors
-asyncnet.netlink asyncnet.opening
+asyncnet.netlink asyncnet.opening asyncnet.wakeup
 asyncnet.addresses
+asyncnet.resolver
 asyncnet.tftp.packets asyncnet.tftp.netascii asyncnet.tftp.retransmit
 asyncnet.tftp.options
 asyncnet.tftp.transfer
-asyncnet.udp.batch asyncnet.udp.sockets
+asyncnet.udp.capabilities asyncnet.udp.sockets
+asyncnet.udp.ancillary
+asyncnet.udp.batch
+asyncnet.udp.sending
 asyncnet.udp.transport
 asyncnet.udp.create
 asyncnet.udp.endpoint
@@ -42,7 +46,7 @@ asyncnet.compat.kernel asyncnet.compat.blocking
 asyncnet.compat.native
 asyncnet.compat.engines
 asyncnet.compat
-asyncnet.lab.load
+asyncnet.lab.load asyncnet.lab.native
 asyncnet.lab.compare
 asyncnet.lab.report
 asyncnet.lab

@@ -17,8 +17,9 @@ import attrs
 
 from asyncnet.addresses import Address, explain, format_address, interfaces, same_subnet
 from asyncnet.opening import Opening
+from asyncnet.resolver import resolve
 from asyncnet.udp.create import attach
-from asyncnet.udp.sockets import open_socket, resolve
+from asyncnet.udp.sockets import open_socket
 
 __all__ = ["AnswerHandler", "Answerer", "AnswererStats", "Reply", "answer", "ask"]
 
@@ -122,7 +123,8 @@ async def _send_question(
 
 
 async def _send_one_way(data: bytes, port: int, way: _Way, replies: asyncio.Queue[Reply]) -> asyncio.DatagramTransport:
-    _, target = await resolve((way.target, port), "broadcast to", socket.AF_INET)
+    found = await resolve(way.target, port, action="broadcast to", kind=socket.SOCK_DGRAM, family=socket.AF_INET)
+    target = found[0][1]
     sock = await open_socket(local=(way.source, 0), broadcast=True)
     try:
         sock.sendto(data, target)

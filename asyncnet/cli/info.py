@@ -18,7 +18,7 @@ from asyncnet.addresses import Interface, interfaces
 from asyncnet.cli.common import Subparsers
 from asyncnet.loops import loop_name, new_event_loop
 from asyncnet.udp import probe
-from asyncnet.udp.batch import DISABLE_VARIABLE
+from asyncnet.udp.capabilities import DISABLE_VARIABLE
 
 __all__ = ["add_parser"]
 

@@ -15,9 +15,10 @@ import sys
 from collections import deque
 from itertools import chain, zip_longest
 from ssl import SSLContext, SSLError
-from typing import Final, TypeAlias, cast
+from typing import Final, TypeAlias
 
 from asyncnet.addresses import Address, explain, format_address
+from asyncnet.resolver import resolve
 
 __all__ = ["connect"]
 
@@ -110,9 +111,10 @@ def _explain_tls(exc: OSError, address: Address) -> OSError:
 
 
 async def _connected_socket(address: tuple[str, int], local_addr: tuple[str, int] | None) -> socket.socket:
-    candidates = await _resolve(address, "connect TCP to")
-    local = await _resolve(local_addr, "bind TCP") if local_addr is not None else []
+    candidates = await resolve(*address, action="connect TCP to", kind=socket.SOCK_STREAM)
+    local: list[Candidate] = []
     if local_addr is not None:
+        local = await resolve(*local_addr, action="bind TCP", kind=socket.SOCK_STREAM)
         candidates = [candidate for candidate in candidates if candidate[0] in {family for family, _ in local}]
         if not candidates:
             way = f"{format_address(address)} from {format_address(local_addr)}"
@@ -120,21 +122,6 @@ async def _connected_socket(address: tuple[str, int], local_addr: tuple[str, int
     # Two sockets cannot have one local port: with a fixed one, addresses are tried one after the other.
     delay = ATTEMPT_DELAY if local_addr is None or local_addr[1] == 0 else None
     return await _race(address, _interleaved(candidates), dict(reversed(local)), delay)
-
-
-async def _resolve(address: tuple[str, int], action: str) -> list[Candidate]:
-    """Return the addresses of a name without repetitions, in the order of the resolver."""
-    host, port = address
-    try:
-        try:  # a number needs no resolver, and no thread to call it in
-            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        except socket.gaierror:
-            infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as exc:
-        raise explain(exc, action, address) from exc
-    except ValueError as exc:  # what the codec of host names refuses
-        raise explain(socket.gaierror(socket.EAI_NONAME, str(exc)), action, address) from exc
-    return list(dict.fromkeys((int(info[0]), cast(Address, info[4])) for info in infos))
 
 
 def _interleaved(candidates: list[Candidate]) -> list[Candidate]:

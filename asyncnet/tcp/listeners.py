@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import socket
 from typing import Any, Final
 
-from asyncnet.addresses import explain
+from asyncnet import resolver
+from asyncnet.addresses import Address, explain
 
 __all__ = ["PEER_ERRORS", "open_listeners", "resolve"]
 
@@ -36,23 +36,14 @@ PORT_ATTEMPTS: Final = 10
 """How often a free port is looked for that is free on every address."""
 
 
-async def resolve(host: str | None, port: int) -> list[tuple[int, tuple[Any, ...]]]:
+async def resolve(host: str | None, port: int) -> list[tuple[int, Address]]:
     """Return the family and the address of each socket to open."""
     if not host:
         return [(socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port, 0, 0))]
-    try:
-        try:  # uvloop's resolver loses the scope of a link-local address
-            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-        except socket.gaierror:
-            infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as exc:
-        raise explain(exc, "bind TCP", (host, port)) from exc
-    except ValueError as exc:  # what the codec of host names refuses
-        raise explain(socket.gaierror(socket.EAI_NONAME, str(exc)), "bind TCP", (host, port)) from exc
-    return list(dict.fromkeys((int(info[0]), info[4]) for info in infos))
+    return await resolver.resolve(host, port, action="bind TCP", kind=socket.SOCK_STREAM)
 
 
-def open_listeners(addresses: list[tuple[int, tuple[Any, ...]]], backlog: int) -> list[socket.socket]:
+def open_listeners(addresses: list[tuple[int, Address]], backlog: int) -> list[socket.socket]:
     """Listen on every address, on one port; an IPv6 address is left out where the host has no IPv6 and others work.
 
     Args:
@@ -73,7 +64,7 @@ def open_listeners(addresses: list[tuple[int, tuple[Any, ...]]], backlog: int) -
                 raise
 
 
-def _listen_on_all(addresses: list[tuple[int, tuple[Any, ...]]], backlog: int) -> list[socket.socket]:
+def _listen_on_all(addresses: list[tuple[int, Address]], backlog: int) -> list[socket.socket]:
     listeners: list[socket.socket] = []
     try:
         for family, (host, port, *scope) in addresses:

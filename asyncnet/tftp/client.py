@@ -15,6 +15,7 @@ import attrs
 
 from asyncnet.addresses import Address
 from asyncnet.errors import AddressError, RemoteError
+from asyncnet.resolver import resolve
 from asyncnet.tftp.files import BytesSink, BytesSource, FileSink, FileSource, NetasciiSink, NetasciiSource, Sink, Source
 from asyncnet.tftp.options import accept, request_options
 from asyncnet.tftp.packets import ErrorCode, ReadRequest, WriteRequest, encode_packet
@@ -24,7 +25,6 @@ from asyncnet.tftp.sending import SendSession
 from asyncnet.tftp.session import Progress, Report, Session, prepare_socket
 from asyncnet.tftp.transfer import Receiver, Sender
 from asyncnet.udp.create import attach
-from asyncnet.udp.sockets import resolve
 
 __all__ = ["DEFAULT_PORT", "Client", "TftpUrl", "get", "parse_url", "put"]
 
@@ -177,7 +177,7 @@ class Client:
 
     async def _with_fallback(self, attempt: Callable[..., Awaitable[T]]) -> T:
         """Try with options, and without any when the server refuses them (RFC 2347, ERROR 8)."""
-        family, server = await resolve((self.host, self.port), "reach")
+        family, server = (await resolve(self.host, self.port, action="reach", kind=socket.SOCK_DGRAM))[0]
         try:
             return await attempt(server, self._new_socket(family), plain=False)
         except RemoteError as exc:

@@ -1,6 +1,7 @@
 """UDP: endpoints to await, and a fast transport for any `asyncio.DatagramProtocol`."""
 
-from asyncnet.udp.batch import Capabilities, Datagram, probe
+from asyncnet.udp.ancillary import Datagram
+from asyncnet.udp.capabilities import Capabilities, probe
 from asyncnet.udp.create import create_datagram_endpoint
 from asyncnet.udp.endpoint import MAX_PAYLOAD, Endpoint, EndpointStats, QueuePolicy
 from asyncnet.udp.open import bind, connect

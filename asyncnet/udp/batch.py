@@ -22,113 +22,38 @@ import struct
 import sys
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import accumulate, chain
-from typing import Any, Final, NamedTuple
-
-import attrs
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from itertools import accumulate, chain, repeat
+from typing import Any, Final
 
 from asyncnet.addresses import Address
+from asyncnet.udp.ancillary import CONTROL_SIZE, GRO_PLACE, Datagram, control_messages, datagrams_of
+from asyncnet.udp.capabilities import libc
 
-__all__ = [
-    "DISABLE_VARIABLE",
-    "AddressCodec",
-    "Arena",
-    "Capabilities",
-    "Datagram",
-    "arena_of",
-    "datagrams_of",
-    "probe",
-]
-
-DISABLE_VARIABLE: Final = "ASYNCNET_UDP_DISABLE"
-"""Environment variable: names of `Capabilities`, separated by commas, that are not to be used."""
+__all__ = ["OUT_SIZE", "SLOTS", "SLOT_SIZE", "AddressCodec", "Arena", "arena_of"]
 
 SLOTS: Final = 64
 """Datagrams of one system call at most."""
 SLOT_SIZE: Final = 65536
 """Bytes of a slot: neither a datagram nor a train of them is larger."""
+_LARGEST_BATCH: Final = SLOTS * SLOT_SIZE
+"""Bytes of a batch. glibc gives freed memory back to the system above a threshold, 128 KiB at first, and a page fault
+for each page of the next batch costs more than receiving it. The threshold follows the largest block that was freed."""
+_STRIDE: Final = SLOT_SIZE + 192
+"""From slot to slot; at a power of two all of them would fall into the same few lines of the processor's caches."""
 
 OUT_SIZE: Final = 1 << 20
 """Bytes of one batch to send at most."""
 
-SOL_UDP: Final = 17
-UDP_SEGMENT: Final = 103
-UDP_GRO: Final = 104
-SO_RXQ_OVFL: Final = 40
-IP_PKTINFO: Final = 8
-IPV6_PKTINFO: Final = 50
-IP_TOS: Final = 1
-IPV6_TCLASS: Final = 67
-
 _MMSGHDR: Final = struct.Struct("=QI4xQQQQi4xI4x")
 """struct mmsghdr on 64-bit Linux: name, its length, iovec, count, control, its length, flags; bytes moved."""
 _NAME: Final = 32  # bytes of an address slot; sockaddr_in takes 16, sockaddr_in6 28
-CONTROL_SIZE: Final = 192
-"""Bytes of a control slot: every kind of ancillary data that is asked for fits."""
 _SIN: Final = struct.Struct("=H2s4s8x")
 _SIN6: Final = struct.Struct("=H2s4s16sI")
 _VECTOR: Final = 16  # bytes of a struct iovec
-_CMSGHDR: Final = struct.Struct("=Qii")
 _MAX_KNOWN_ADDRESSES: Final = 16384
-_OFFSETS: Final = range(0, SLOTS * SLOT_SIZE, SLOT_SIZE)
-_NAME_OFFSETS: Final = range(0, SLOTS * _NAME, _NAME)
-
-
-@attrs.frozen
-class Capabilities:
-    """What this kernel and libc have, less what `DISABLE_VARIABLE` switches off.
-
-    Each missing one falls back: without ``recvmmsg`` or ``sendmmsg`` datagrams move one by one, without ``gso`` a train
-    leaves as a batch, without ``gro`` it arrives as single datagrams.
-    """
-
-    recvmmsg: bool = False
-    sendmmsg: bool = False
-    gso: bool = False
-    """UDP_SEGMENT: one call sends a train of equal-sized datagrams."""
-    gro: bool = False
-    """UDP_GRO: a train arrives in one slot."""
-
-
-def probe() -> Capabilities:
-    """Ask this system what it has; the environment is read anew at each call."""
-    disabled = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
-    return Capabilities(**{name: name not in disabled and _has(name) for name in attrs.fields_dict(Capabilities)})
-
-
-def _has(name: str) -> bool:
-    if sys.platform != "linux" or struct.calcsize("P") != 8:
-        return False
-    if name.endswith("mmsg"):
-        return hasattr(_libc(), name)
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.setsockopt(SOL_UDP, UDP_SEGMENT if name == "gso" else UDP_GRO, 0)
-    except OSError:
-        return False
-    return True
-
-
-def _libc() -> ctypes.PyDLL:
-    return ctypes.PyDLL(None, use_errno=True)
-
-
-class Datagram(NamedTuple):
-    """A datagram with what the kernel tells of it."""
-
-    data: bytes
-    addr: Address
-    local_addr: str | None = None
-    """The address that it was sent to."""
-    interface: int = 0
-    """Index of the interface that it came by; 0 when not asked for."""
-    tos: int = 0
-    """The TOS byte or traffic class; the lowest two bits are ECN."""
-    dropped: int = 0
-    """Datagrams that the kernel had dropped before this one, for want of room in the receive buffer."""
-    truncated: bool = False
-    """Whether it was larger than the buffer for it."""
+_OFFSETS: Final = range(0, SLOTS * _STRIDE, _STRIDE)
 
 
 class AddressCodec(dict[bytes, Address]):
@@ -157,11 +82,11 @@ class AddressCodec(dict[bytes, Address]):
         return address
 
     def encode(self, address: Address) -> bytes | None:
-        """Return the bytes of `address`, padded to a slot, or None for a name or an address of another family."""
-        known = self._raw.get(address)
-        if known is not None:
-            return known
+        """Return the bytes of `address`, padded to a slot, or None for a name and for what is no address here."""
         try:
+            known = self._raw.get(address)
+            if known is not None:
+                return known
             port = address[1].to_bytes(2, "big")
             host = socket.inet_pton(self.family, address[0])
             if self.family == socket.AF_INET:
@@ -169,19 +94,18 @@ class AddressCodec(dict[bytes, Address]):
             else:
                 flow, scope = (address[2], address[3]) if len(address) == 4 else (0, 0)
                 raw = _SIN6.pack(self.family, port, flow.to_bytes(4, "big"), host, scope)
-        except (OSError, OverflowError, struct.error):
+        except (OSError, OverflowError, struct.error, AttributeError, TypeError, IndexError):  # whatever people pass
             return None
         self._remember(raw, address)
         return self._raw[address]
 
-    def encode_all(self, addresses: Sequence[Address | None], default: Address | None) -> list[bytes] | None:
+    def encode_all(self, addresses: Iterable[Address | None], default: Address | None) -> bytes | None:
         """Return the bytes of many addresses, `default` for None; or None when one of them cannot be encoded."""
-        names: list[bytes | None] = [self._raw.get(address) for address in addresses]  # type: ignore[arg-type]
-        if None in names:
+        try:
+            return b"".join(map(self._raw.__getitem__, addresses))  # type: ignore[arg-type]  # None is not found
+        except (KeyError, TypeError):
             names = [self.encode(address or default) for address in addresses]  # type: ignore[arg-type]
-            if None in names:
-                return None
-        return names  # type: ignore[return-value]  # None was looked for
+            return None if None in names else b"".join(names)  # type: ignore[arg-type]  # None was looked for
 
     def _remember(self, raw: bytes, address: Address) -> None:
         if len(self._raw) >= _MAX_KNOWN_ADDRESSES:
@@ -230,22 +154,23 @@ class Arena:
     """Memory for receiving and sending many datagrams at once; one for all sockets of an event loop."""
 
     def __init__(self) -> None:
-        libc = _libc()
+        library = libc()
         arguments: list[Any] = [ctypes.c_int, ctypes.c_void_p, ctypes.c_uint, ctypes.c_int, ctypes.c_void_p]
-        self._recvmmsg, self._sendmmsg = libc.recvmmsg, libc.sendmmsg
+        self._recvmmsg, self._sendmmsg = library.recvmmsg, library.sendmmsg
         self._recvmmsg.argtypes, self._sendmmsg.argtypes = arguments, arguments[:4]
-        self._in = _Memory(SLOTS * SLOT_SIZE)
+        self._in = _Memory(SLOTS * _STRIDE)
         self._in_names = _Memory(SLOTS * _NAME)
         self._in_vectors = _Memory(SLOTS * _VECTOR)
         self._control = _Memory(SLOTS * CONTROL_SIZE)
         memoryview(self._in_vectors.mmap).cast("Q")[: 2 * SLOTS] = array(
-            "Q", chain.from_iterable((self._in.address + i * SLOT_SIZE, SLOT_SIZE) for i in range(SLOTS))
+            "Q", chain.from_iterable((self._in.address + offset, SLOT_SIZE) for offset in _OFFSETS)
         )
         self._out = _Memory(OUT_SIZE)
         self._out_names = _Memory(SLOTS * _NAME)
         self._out_vectors = _Memory(SLOTS * _VECTOR)
         self._out_lengths: list[int] = []  # what the vectors are laid out for
         self._out_places = memoryview(self._out_vectors.mmap).cast("Q")
+        bytes(_LARGEST_BATCH)  # freeing it once teaches glibc to keep as much, see above
         self.received_bytes = 0
         """Bytes of the last batch that was received."""
         self._codecs: dict[int, AddressCodec] = {}
@@ -274,46 +199,77 @@ class Arena:
         data = self._in.mmap
         lengths = headers.lengths[:count].tolist()
         self.received_bytes = sum(lengths)
-        if peer is not None:
-            return [(data[o : o + n], peer) for o, n in zip(_OFFSETS, lengths, strict=False)]
-        names, size = self._in_names.mmap[: count * _NAME], codec.size
-        return [
-            (data[o : o + n], codec[names[a : a + size]])
-            for o, n, a in zip(_OFFSETS, lengths, _NAME_OFFSETS, strict=False)
-        ]
+        length = lengths[0]
+        payloads: Iterable[bytes]
+        if count > 1 and lengths.count(length) == count:
+            payloads = _cutter(length, _STRIDE, count)(data)
+        else:
+            payloads = [data[o : o + n] for o, n in zip(_OFFSETS, lengths, strict=False)]
+        return list(zip(payloads, self._senders(codec, peer, count), strict=False))
 
-    def receive_messages(self, fd: int, codec: AddressCodec, peer: Address | None = None) -> list[Datagram]:
-        """Receive with ancillary data; trains (UDP_GRO) are split into their datagrams.
+    def receive_trains(self, fd: int, codec: AddressCodec, peer: Address | None = None) -> list[tuple[bytes, Address]]:
+        """Receive where the kernel joins datagrams (UDP_GRO); a train is split into its datagrams.
 
         Arguments and errors are those of `receive`.
         """
-        headers = self._headers_in(0 if peer is not None else codec.size, control=True)
-        headers.mmap[:] = headers.template  # the kernel wrote the lengths of the last call into it
-        count = self._recvmmsg(fd, headers.address, SLOTS, socket.MSG_DONTWAIT, None)
+        headers, count = self._receive_with_control(fd, codec, peer)
         if count < 0:
             return _nothing()
-        found: list[Datagram] = []
-        names, size = self._in_names.mmap[: count * _NAME], codec.size
-        flags = headers.flags[:count].tolist()
+        found: list[tuple[bytes, Address]] = []
+        data = self._in.mmap
         lengths = headers.lengths[:count].tolist()
-        for i, control in enumerate(headers.control_lengths[:count].tolist()):
-            addr = peer if peer is not None else codec[names[i * _NAME : i * _NAME + size]]
-            data = self._in.mmap[i * SLOT_SIZE : i * SLOT_SIZE + lengths[i]]
-            place = i * CONTROL_SIZE
-            notes = _control_messages(self._control.mmap[place : place + control]) if control else ()
-            found += datagrams_of(data, addr, notes, flags[i])
+        controls = headers.control_lengths[:count].tolist()
+        senders = self._senders(codec, peer, count)
+        for i, (offset, length, sender) in enumerate(zip(_OFFSETS, lengths, senders, strict=False)):
+            place = i * CONTROL_SIZE + GRO_PLACE
+            segment = int.from_bytes(self._control.mmap[place : place + 4], sys.byteorder) if controls[i] else length
+            if length <= segment:
+                found.append((data[offset : offset + length], sender))
+                continue
+            whole = length // segment
+            found += zip(_cutter(segment, segment, whole)(data, offset), repeat(sender))
+            if rest := length % segment:
+                found.append((data[offset + length - rest : offset + length], sender))
         self.received_bytes = sum(lengths)
         return found
 
-    def send(
-        self, fd: int, payloads: Sequence[bytes], names: Sequence[bytes] | None, name_size: int, start: int = 0
-    ) -> int:
+    def receive_messages(self, fd: int, codec: AddressCodec, peer: Address | None = None) -> list[Datagram]:
+        """Receive with ancillary data; a train (UDP_GRO) is split into its datagrams.
+
+        Arguments and errors are those of `receive`.
+        """
+        headers, count = self._receive_with_control(fd, codec, peer)
+        if count < 0:
+            return _nothing()
+        found: list[Datagram] = []
+        flags = headers.flags[:count].tolist()
+        lengths = headers.lengths[:count].tolist()
+        controls = headers.control_lengths[:count].tolist()
+        for i, sender in zip(range(count), self._senders(codec, peer, count), strict=False):
+            data = self._in.mmap[_OFFSETS[i] : _OFFSETS[i] + lengths[i]]
+            place = i * CONTROL_SIZE
+            notes = control_messages(self._control.mmap[place : place + controls[i]]) if controls[i] else ()
+            found += datagrams_of(data, sender, notes, flags[i])
+        self.received_bytes = sum(lengths)
+        return found
+
+    def _receive_with_control(self, fd: int, codec: AddressCodec, peer: Address | None) -> tuple[_Headers, int]:
+        headers = self._headers_in(0 if peer is not None else codec.size, control=True)
+        headers.mmap[:] = headers.template  # the kernel wrote the lengths of the last call into it
+        return headers, self._recvmmsg(fd, headers.address, SLOTS, socket.MSG_DONTWAIT, None)
+
+    def _senders(self, codec: AddressCodec, peer: Address | None, count: int) -> Iterable[Address]:
+        if peer is not None:
+            return repeat(peer)
+        return map(codec.__getitem__, _cutter(codec.size, _NAME, count)(self._in_names.mmap))
+
+    def send(self, fd: int, payloads: Sequence[bytes], names: bytes | None, name_size: int, start: int = 0) -> int:
         """Send many datagrams, `SLOTS` and `OUT_SIZE` bytes at most.
 
         Args:
             fd: a UDP socket.
             payloads: one for each datagram.
-            names: addresses as `AddressCodec.encode` returns them; None on a connected socket.
+            names: addresses as `AddressCodec.encode_all` returns them; None on a connected socket.
             name_size: bytes of an address, `AddressCodec.size`.
             start: the first of them to send.
 
@@ -325,12 +281,10 @@ class Arena:
         """
         if start or len(payloads) > SLOTS:
             payloads = payloads[start : start + SLOTS]
-            names = None if names is None else names[start : start + SLOTS]
         lengths = list(map(len, payloads))
         if sum(lengths) > OUT_SIZE:
             fitting = sum(end <= OUT_SIZE for end in accumulate(lengths))
             payloads, lengths = payloads[:fitting], lengths[:fitting]
-            names = None if names is None else names[:fitting]
         count = len(lengths)
         blob = b"".join(payloads)
         self._out.mmap[: len(blob)] = blob
@@ -341,7 +295,7 @@ class Arena:
         if names is None:
             name_size = 0
         else:
-            self._out_names.mmap[: count * _NAME] = b"".join(names)
+            self._out_names.mmap[: count * _NAME] = names[start * _NAME : (start + count) * _NAME]
         headers = self._out_headers.get(name_size)
         if headers is None:
             headers = _Headers(self._out_names, self._out_vectors, None, name_size)
@@ -360,56 +314,17 @@ class Arena:
         return headers
 
 
+@lru_cache(maxsize=512)
+def _cutter(size: int, stride: int, count: int) -> Callable[..., tuple[bytes, ...]]:
+    """Return a function of a buffer and an offset that cuts `count` pieces of `size` bytes, `stride` apart."""
+    return struct.Struct(f"{size}s{stride - size}x" * count).unpack_from
+
+
 def _nothing() -> list[Any]:
     number = ctypes.get_errno()
     if number in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR):
         return []
     raise OSError(number, os.strerror(number))
-
-
-def _control_messages(control: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Take a control buffer apart: a header of length, level and type, then the data, aligned to 8 bytes."""
-    place = 0
-    while place + _CMSGHDR.size <= len(control):
-        length, level, kind = _CMSGHDR.unpack_from(control, place)
-        yield level, kind, control[place + _CMSGHDR.size : place + length]
-        place += max(_CMSGHDR.size, (length + 7) & ~7)
-
-
-def datagrams_of(data: bytes, addr: Address, notes: Iterable[tuple[int, int, bytes]], flags: int) -> list[Datagram]:
-    """Return the datagrams in one slot.
-
-    Args:
-        data: one datagram, or a train of them (UDP_GRO).
-        addr: the sender.
-        notes: ancillary data, as `socket.recvmsg` returns it.
-        flags: of the message.
-    """
-    local_addr: str | None = None
-    interface = tos = segment_size = dropped = 0
-    for level, kind, value in notes:
-        if level == SOL_UDP and kind == UDP_GRO:
-            segment_size = _integer(value[:4])
-        elif level == socket.IPPROTO_IP and kind == IP_PKTINFO:
-            interface, local_addr = _integer(value[:4]), socket.inet_ntop(socket.AF_INET, value[8:12])
-        elif level == socket.IPPROTO_IPV6 and kind == IPV6_PKTINFO:
-            interface, local_addr = _integer(value[16:20]), socket.inet_ntop(socket.AF_INET6, value[:16])
-        elif level == socket.IPPROTO_IP and kind == IP_TOS:
-            tos = value[0]
-        elif level == socket.IPPROTO_IPV6 and kind == IPV6_TCLASS:
-            tos = _integer(value[:4])
-        elif level == socket.SOL_SOCKET and kind == SO_RXQ_OVFL:
-            dropped = _integer(value[:4])
-    truncated = bool(flags & socket.MSG_TRUNC)
-    step = segment_size or len(data) or 1
-    return [
-        Datagram(data[start : start + step], addr, local_addr, interface, tos, dropped, truncated)
-        for start in range(0, len(data) or 1, step)
-    ]
-
-
-def _integer(raw: bytes) -> int:
-    return int.from_bytes(raw, sys.byteorder)
 
 
 _arenas: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Arena] = weakref.WeakKeyDictionary()

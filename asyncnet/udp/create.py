@@ -6,21 +6,16 @@ import asyncio
 import os
 import socket
 import stat
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from asyncnet.addresses import Address
-from asyncnet.udp.batch import IP_PKTINFO, SO_RXQ_OVFL, SOL_UDP, UDP_GRO, probe
+from asyncnet.udp.ancillary import ask_for
 from asyncnet.udp.transport import DatagramTransport
 
 __all__ = ["attach", "create_datagram_endpoint"]
 
 ProtocolT = TypeVar("ProtocolT", bound=asyncio.BaseProtocol)
-
-_IP_RECVTOS = 13
-_IPV6_RECVPKTINFO = 49
-_IPV6_RECVTCLASS = 66
 
 
 async def create_datagram_endpoint(
@@ -86,10 +81,10 @@ async def create_datagram_endpoint(
         )
     try:
         if notes or trains:
-            _ask_for(sock, trains=trains, notes=notes)
+            ask_for(sock, trains=trains, notes=notes)
         protocol = protocol_factory()
         waiter: asyncio.Future[None] = loop.create_future()
-        transport = DatagramTransport(loop, sock, protocol, address=address, waiter=waiter, messages=notes or trains)
+        transport = DatagramTransport(loop, sock, protocol, address=address, waiter=waiter, trains=trains, notes=notes)
     except BaseException:
         sock.close()
         raise
@@ -99,21 +94,6 @@ async def create_datagram_endpoint(
         transport.close()
         raise
     return transport, protocol
-
-
-def _ask_for(sock: socket.socket, *, trains: bool, notes: bool) -> None:
-    """Switch ancillary data on, as far as this system has it."""
-    six = sock.family == socket.AF_INET6
-    if trains and probe().gro:
-        sock.setsockopt(SOL_UDP, UDP_GRO, 1)
-    if notes and sys.platform == "linux":
-        sock.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
-        if six:
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
-            sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
 
 
 async def attach(
@@ -191,9 +171,13 @@ async def _candidates(
             continue
         if not (isinstance(address, tuple) and len(address) == 2):
             raise TypeError(f"an address is a tuple of host and port, not {address!r}")
-        infos = await loop.getaddrinfo(*address, family=family, type=socket.SOCK_DGRAM, proto=proto, flags=flags)
-        for kind, _, protocol, _, resolved in infos:
-            pair = found.setdefault((kind, protocol), [None, None])
+        kind = socket.SOCK_DGRAM
+        try:  # a number needs no resolver; uvloop's loses the scope of a link-local address
+            infos = socket.getaddrinfo(*address, family, kind, proto, flags | socket.AI_NUMERICHOST)
+        except socket.gaierror:
+            infos = await loop.getaddrinfo(*address, family=family, type=kind, proto=proto, flags=flags)
+        for each_family, _, each_proto, _, resolved in infos:
+            pair = found.setdefault((each_family, each_proto), [None, None])
             if pair[place] is None:
                 pair[place] = resolved
     complete: list[_Candidate] = [

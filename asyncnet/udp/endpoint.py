@@ -1,7 +1,8 @@
 """An awaitable UDP endpoint.
 
-A datagram stays in the queue until a `recv` takes it: the futures of waiting tasks are wake-ups and carry no data, so a
-cancelled `recv` loses nothing, closing wakes every waiter, and an ICMP error reaches the task that waits.
+A datagram stays in the queue until a `recv` takes it: what a task waits for is a wake-up that carries no data, so a
+cancelled `recv` loses nothing, closing wakes every waiter, and an ICMP error reaches the task that waits. A waiting
+task is resumed while the batch is delivered, so that what it sends leaves with the answers to the rest of the batch.
 
 By default a full queue stops reading: datagrams then wait in the socket's receive buffer, and what the kernel drops
 there is counted too. The other policies drop in the queue.
@@ -14,20 +15,24 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import Final, Self, cast
+from operator import itemgetter
+from typing import Any, Final, NoReturn, Self, cast
 
 import attrs
 
 from asyncnet.addresses import Address, format_address
 from asyncnet.errors import ClosedError
-from asyncnet.udp.batch import Datagram
+from asyncnet.udp.ancillary import Datagram
 from asyncnet.udp.sockets import join_group, leave_group, set_multicast
 from asyncnet.udp.transport import DatagramTransport
+from asyncnet.wakeup import Wakeup
 
 __all__ = ["MAX_PAYLOAD", "Endpoint", "EndpointStats", "QueuePolicy"]
 
 MAX_PAYLOAD: Final = 65507
 """The largest payload of a UDP datagram over IPv4, in bytes (65 535 less the IP and UDP headers)."""
+
+_PAYLOAD: Final = itemgetter(0)
 
 Payload = bytes | bytearray | memoryview
 Match = Callable[[bytes, Address], bool]
@@ -85,18 +90,18 @@ class Endpoint(asyncio.DatagramProtocol):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         self._stats = EndpointStats()
-        self._queue: deque[tuple[bytes, Address] | Datagram] = deque()
+        self._queue: deque[Any] = deque()  # pairs of payload and address, or `Datagram`
         self._queue_size = queue_size
         self._queue_bytes = queue_bytes
         self._policy = policy
-        self._queued_bytes = 0
+        self._queued_bytes = 0  # at most too many: counted again when the bound seems reached
         self._reading_stopped = False
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: list[Wakeup] = []
         self._requests: list[_Request] = []
         self._error: OSError | None = None
         self._writable: asyncio.Event | None = None  # made when writing is paused for the first time
         self._closed: asyncio.Future[None] | None = None
-        self._is_closed = False
+        self._is_closing = self._is_closed = False
         self._transport: DatagramTransport | None = None
         self._local_addr: Address | None = None
         self._remote_addr: Address | None = None
@@ -115,18 +120,26 @@ class Endpoint(asyncio.DatagramProtocol):
         """Queue what has arrived, and wake as many waiters."""
         if self._requests:
             batch = [item for item in batch if not self._answers(item)]  # type: ignore[assignment]  # of one kind
-        size = sum([len(item[0]) for item in batch])
+        size = sum(map(len, map(_PAYLOAD, batch)))
         stats = self._stats
         stats.received += len(batch)
         stats.received_bytes += size
         if batch and type(batch[0]) is Datagram:
             stats.truncated += sum(item.truncated for item in batch if type(item) is Datagram)
+        self._queued_bytes = self._queued_bytes + size if self._queue else size
         self._queue.extend(batch)
-        self._queued_bytes += size
-        if len(self._queue) >= self._queue_size or self._queued_bytes >= self._queue_bytes:
+        if len(self._queue) >= self._queue_size or (
+            self._queued_bytes >= self._queue_bytes and self._count_bytes() >= self._queue_bytes
+        ):
             self._relieve()
         for _ in range(min(len(batch), len(self._waiters))):
-            self._wake_one()
+            if self._queue:
+                self._wake_one()
+
+    def _count_bytes(self) -> int:
+        """Return the bytes in the queue; what receiving has taken is not subtracted each time."""
+        self._queued_bytes = sum(map(len, map(_PAYLOAD, self._queue)))
+        return self._queued_bytes
 
     def _relieve(self) -> None:
         """Do what the policy says about a full queue."""
@@ -135,6 +148,7 @@ class Endpoint(asyncio.DatagramProtocol):
                 self._reading_stopped = True
                 self._transport.pause_reading()
             return
+        self._count_bytes()
         take = self._queue.popleft if self._policy is QueuePolicy.DROP_OLDEST else self._queue.pop
         while len(self._queue) > self._queue_size or (self._queued_bytes > self._queue_bytes and len(self._queue) > 1):
             self._queued_bytes -= len(take()[0])
@@ -151,12 +165,14 @@ class Endpoint(asyncio.DatagramProtocol):
         self._stats.errors += 1
         if not isinstance(exc, OSError):
             return
-        waiting = [request.answer for request in self._requests if not request.answer.done()]
+        # Without a peer it concerns one datagram that was sent, and nobody who waits for others.
+        waiting = [request.answer for request in self._requests if self._remote_addr and not request.answer.done()]
         for answer in waiting:
             answer.set_exception(exc)
         if not waiting:
             self._error = exc
-            self._wake_one()
+            if self._remote_addr:
+                self._wake_one()
 
     def pause_writing(self) -> None:
         self._writable = asyncio.Event()
@@ -170,7 +186,7 @@ class Endpoint(asyncio.DatagramProtocol):
         if self._transport is not None:
             self._stats.kernel_dropped = self._transport.kernel_dropped
         self._transport = None
-        self._is_closed = True
+        self._is_closing = self._is_closed = True
         self.resume_writing()
         if self._closed is not None:
             self._closed.set_result(None)
@@ -181,11 +197,8 @@ class Endpoint(asyncio.DatagramProtocol):
                 request.answer.set_exception(self._closed_error())
 
     def _wake_one(self) -> None:
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                return
+        if self._waiters:
+            self._waiters.pop(0).wake()
 
     # What the user calls.
 
@@ -214,7 +227,7 @@ class Endpoint(asyncio.DatagramProtocol):
 
         Raises:
             ClosedError: the endpoint is closed, and what had arrived before is taken.
-            OSError: the system reports that an earlier datagram did not arrive; receiving may go on.
+            OSError: the endpoint has a peer, and an earlier datagram did not reach it; receiving may go on.
         """
         while not self._queue:
             await self._arrival()
@@ -234,7 +247,7 @@ class Endpoint(asyncio.DatagramProtocol):
             raise ValueError(f"limit must be at least 1, not {limit}")
         while not self._queue:
             await self._arrival()
-        return [self._pop() for _ in range(min(limit, len(self._queue)))]  # type: ignore[return-value]
+        return [self._pop() for _ in range(min(limit, len(self._queue)))]
 
     def recv_nowait(self) -> tuple[bytes, Address]:
         """Return a datagram that has arrived, with its sender's address.
@@ -249,43 +262,47 @@ class Endpoint(asyncio.DatagramProtocol):
         return self._take()
 
     async def _arrival(self) -> None:
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
+        if self._error is not None and self._remote_addr:
+            self._raise_error()
         self._check_open()
-        waiter = asyncio.get_running_loop().create_future()
+        waiter = Wakeup(asyncio.get_running_loop())
         self._waiters.append(waiter)
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.cancelled():
+            if waiter in self._waiters:
                 self._waiters.remove(waiter)
             elif self._queue or self._error is not None:
                 self._wake_one()  # this wake-up is lost with the task: another one takes it
             raise
 
+    def _raise_error(self) -> NoReturn:
+        error, self._error = self._error, None
+        assert error is not None
+        raise error
+
     def _take(self) -> tuple[bytes, Address]:
         item = self._pop()
-        return item if len(item) == 2 else (item[0], item[1])
+        return item if type(item) is tuple else item[:2]
 
-    def _pop(self) -> tuple[bytes, Address] | Datagram:
+    def _pop(self) -> Any:
         item = self._queue.popleft()
-        self._queued_bytes -= len(item[0])
-        if (
-            self._reading_stopped
-            and len(self._queue) <= self._queue_size // 2
-            and self._queued_bytes <= self._queue_bytes // 2
-        ):
+        if self._reading_stopped:
+            self._read_on()
+        return item
+
+    def _read_on(self) -> None:
+        """Read again when the queue is half empty."""
+        if len(self._queue) <= self._queue_size // 2 and self._count_bytes() <= self._queue_bytes // 2:
             self._reading_stopped = False
             if self._transport is not None:
                 self._transport.resume_reading()
-        return item
 
     async def send(self, data: Payload, addr: Address | None = None) -> None:
         """Send a datagram, waiting while too many wait to leave.
 
         What the system reports at once is raised here; what it reports later, as ICMP errors, by the next call that
-        waits or sends.
+        sends, or, on an endpoint with a peer, that waits.
 
         Args:
             data: the payload; `MAX_PAYLOAD` bytes at most.
@@ -298,7 +315,7 @@ class Endpoint(asyncio.DatagramProtocol):
         """
         while self._writable is not None:
             await self._writable.wait()
-        self.send_nowait(data, addr)
+        self._send(data, addr)
 
     def send_nowait(self, data: Payload, addr: Address | None = None) -> None:
         """Send a datagram, or keep it until the system takes it; arguments and errors are those of `send`.
@@ -308,15 +325,20 @@ class Endpoint(asyncio.DatagramProtocol):
         """
         if self._writable is not None:
             raise BlockingIOError("too many datagrams wait to leave")
-        self._check(data, addr)
-        assert self._transport is not None
-        errors = self._stats.errors
-        self._transport.sendto(data, addr)
-        if self._stats.errors != errors and self._error is not None:
-            error, self._error = self._error, None
-            raise error
-        self._stats.sent += 1
-        self._stats.sent_bytes += len(data)
+        self._send(data, addr)
+
+    def _send(self, data: Payload, addr: Address | None) -> None:
+        size = len(data)
+        transport = self._transport
+        if addr is None or self._remote_addr is not None or size > MAX_PAYLOAD or transport is None or self._is_closing:
+            self._check(data, addr)
+            assert transport is not None
+        transport.sendto(data, addr)
+        if self._error is not None:
+            self._raise_error()
+        stats = self._stats
+        stats.sent += 1
+        stats.sent_bytes += size
 
     async def send_batch(self, batch: Iterable[tuple[Payload, Address | None]]) -> None:
         """Send many datagrams by few system calls.
@@ -335,6 +357,8 @@ class Endpoint(asyncio.DatagramProtocol):
             self._check(data, addr)
         assert self._transport is not None
         self._transport.send_batch(items)
+        if self._error is not None:
+            self._raise_error()
         self._stats.sent += len(items)
         self._stats.sent_bytes += sum(len(data) for data, _ in items)
 
@@ -354,6 +378,8 @@ class Endpoint(asyncio.DatagramProtocol):
         self._check(b"", addr)
         assert self._transport is not None
         self._transport.send_segments(data, segment_size, addr)
+        if self._error is not None:
+            self._raise_error()
         self._stats.sent += -(-len(data) // segment_size)
         self._stats.sent_bytes += len(data)
 
@@ -454,11 +480,10 @@ class Endpoint(asyncio.DatagramProtocol):
             raise ValueError(
                 "addr is missing: the endpoint has no peer" if addr is None else "addr: the endpoint has its peer"
             )
-        if self._transport is None or self._transport.is_closing():
-            raise self._closed_error()
+        self._check_open()
 
     def _check_open(self) -> None:
-        if self._transport is None or self._transport.is_closing():
+        if self._transport is None or self._is_closing:
             raise self._closed_error()
 
     def _closed_error(self) -> ClosedError:
@@ -466,6 +491,7 @@ class Endpoint(asyncio.DatagramProtocol):
 
     def close(self) -> None:
         """Close the socket; every waiting `recv` raises `ClosedError`. A second call does nothing."""
+        self._is_closing = True
         if self._transport is not None:
             self._transport.close()
 
@@ -487,9 +513,12 @@ class Endpoint(asyncio.DatagramProtocol):
         return self
 
     async def __anext__(self) -> tuple[bytes, Address]:
-        try:
-            while not self._queue:
+        while not self._queue:
+            try:
                 await self._arrival()
-        except ClosedError:
-            raise StopAsyncIteration from None
-        return self._take()
+            except ClosedError:
+                raise StopAsyncIteration from None
+        item = self._queue.popleft()
+        if self._reading_stopped:
+            self._read_on()
+        return item if type(item) is tuple else item[:2]

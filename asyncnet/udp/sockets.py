@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import socket
 import struct
 import sys
-from typing import Final, cast
+from typing import Final
 
 from asyncnet.addresses import Address, explain
+from asyncnet.resolver import resolve
 
-__all__ = ["join_group", "leave_group", "open_socket", "resolve", "set_multicast"]
+__all__ = ["join_group", "leave_group", "open_socket", "set_multicast"]
 
 _MREQN: Final = struct.Struct("=4s4si")  # struct ip_mreqn: group, address, interface
 _MREQ6: Final = struct.Struct("=16si")  # struct ipv6_mreq: group, interface
@@ -37,8 +37,8 @@ async def open_socket(
     Raises:
         OSError: an address does not resolve or cannot be used; the message names it and the way out.
     """
-    remote_info = await resolve(remote, "send UDP to") if remote else None
-    local_info = await resolve(local, "bind UDP", remote_info[0] if remote_info else 0) if local else None
+    remote_info = await _first(remote, "send UDP to") if remote else None
+    local_info = await _first(local, "bind UDP", remote_info[0] if remote_info else 0) if local else None
     family = (remote_info or local_info or (socket.AF_INET, ("", 0)))[0]
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
@@ -66,22 +66,8 @@ async def open_socket(
     return sock
 
 
-async def resolve(address: tuple[str, int], action: str, family: int = socket.AF_UNSPEC) -> tuple[int, Address]:
-    """Return the family of an address and the address with its name looked up.
-
-    Args:
-        address: host and port.
-        action: what is being tried, for the message of an error.
-        family: the family to look for.
-
-    Raises:
-        OSError: the name does not resolve.
-    """
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(*address[:2], family=family, type=socket.SOCK_DGRAM)
-    except OSError as exc:
-        raise explain(exc, action, address) from exc
-    return found[0][0], cast(Address, found[0][4])
+async def _first(address: tuple[str, int], action: str, family: int = socket.AF_UNSPEC) -> tuple[int, Address]:
+    return (await resolve(*address[:2], action=action, kind=socket.SOCK_DGRAM, family=family))[0]
 
 
 def join_group(sock: socket.socket, group: str, interface: str | int | None) -> None:

@@ -15,7 +15,8 @@ import pytest
 from asyncnet import udp
 from asyncnet.addresses import Address
 from asyncnet.errors import ClosedError
-from asyncnet.udp import Datagram, Endpoint
+from asyncnet.udp import Datagram, Endpoint, probe
+from asyncnet.udp.batch import Arena
 from asyncnet.udp.sockets import set_multicast
 
 
@@ -227,6 +228,69 @@ async def test_send_nowait_says_when_too_much_waits(monkeypatch: pytest.MonkeyPa
         client.resume_writing()
         await waiting
         assert (await server.recv())[0] == b"later"
+
+
+async def test_an_answer_that_cannot_leave_does_not_end_receiving() -> None:
+    async with udp.bind("127.0.0.1", 0) as server, udp.bind("127.0.0.1", 0) as client:
+        client.error_received(OSError(errno.EPERM, "refused"))  # a datagram of an earlier batch
+        for number in range(3):
+            await server.send(b"%d" % number, client.local_addr)
+        received = []
+        async for data, _ in client:
+            received.append(data)
+            if len(received) == 3:
+                break
+        assert received == [b"0", b"1", b"2"]
+        with pytest.raises(OSError, match="refused"):
+            await client.send(b"x", server.local_addr)
+        await client.send(b"y", server.local_addr)
+        assert client.stats.errors == 1
+
+
+async def test_answers_of_a_waiting_task_leave_with_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    if not probe().sendmmsg:
+        pytest.skip("this system has no sendmmsg")
+    send = Arena.send
+
+    def counting(self: Arena, fd: int, payloads: list[bytes], *rest: Any) -> int:
+        sizes.append(len(payloads))
+        return send(self, fd, payloads, *rest)
+
+    monkeypatch.setattr(Arena, "send", counting)
+    async with udp.bind("127.0.0.1", 0) as server:
+
+        async def echo() -> None:
+            async for data, addr in server:
+                await server.send(data, addr)
+
+        task = asyncio.create_task(echo())
+        await asyncio.sleep(0)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.settimeout(5)
+            for number in range(20):
+                peer.sendto(b"%d" % number, server.local_addr)
+            answers = await asyncio.to_thread(lambda: [int(peer.recv(100)) for _ in range(20)])
+        assert answers == list(range(20))
+        assert max(sizes) > 10
+        server.close()
+        await task
+
+
+@pytest.mark.parametrize("policy", ["stop-reading", "drop-oldest", "drop-newest"])
+async def test_the_bytes_of_the_queue_are_bounded_while_it_is_emptied(policy: str) -> None:
+    """What was taken does not count for ever."""
+    async with (
+        udp.bind("127.0.0.1", 0, queue_bytes=5000, policy=policy) as server,
+        udp.connect(*server.local_addr[:2]) as client,
+    ):
+        for _ in range(20):
+            for _ in range(2):
+                await client.send(bytes(1000))
+            assert len((await server.recv())[0]) == 1000
+            assert len((await server.recv())[0]) == 1000
+        assert server.stats.dropped == 0
+        assert server.stats.received == 40
 
 
 # Requests

@@ -19,7 +19,7 @@ from asyncnet import udp
 from asyncnet.addresses import Address
 from asyncnet.loops import loop_name
 from asyncnet.udp import Datagram, DatagramTransport, probe
-from asyncnet.udp.batch import DISABLE_VARIABLE
+from asyncnet.udp.capabilities import DISABLE_VARIABLE
 
 Create: TypeAlias = Callable[..., Awaitable[tuple[Any, Any]]]
 
@@ -447,6 +447,81 @@ async def test_a_refusal_in_the_middle_of_a_batch_is_reported_and_the_rest_leave
         assert await receive_all(peer, 3) == [b"1", b"2", b"3"]
     assert [exc.errno for exc in protocol.errors] == [errno.EMSGSIZE]  # type: ignore[attr-defined]
     assert f"127.0.0.1:{name[1]}" in str(protocol.errors[0])
+    await closed(transport, protocol)
+
+
+@with_every_way
+@pytest.mark.parametrize("kind", [Echo, Batches])
+async def test_more_than_one_turn_of_the_loop_takes_loses_nothing(
+    kind: type[Recorder], disabled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, disabled)
+    transport, protocol = await udp.create_datagram_endpoint(kind, local_addr=("127.0.0.1", 0))
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+    transport.pause_reading()
+    with plain_socket() as peer:
+        for number in range(450):
+            peer.sendto(b"%d" % number, transport.get_extra_info("sockname"))
+        held = 450 - transport.kernel_dropped
+        transport.resume_reading()
+        await until(lambda: len(protocol.received) >= held)
+    assert held > 4 * 64  # beyond what one turn delivers
+    assert [int(data) for data, _ in protocol.received] == list(range(held))
+    await closed(transport, protocol)
+
+
+async def test_an_address_that_is_no_address_costs_one_datagram() -> None:
+    class Sloppy(Recorder):
+        def datagram_received(self, data: bytes, addr: Any) -> None:
+            super().datagram_received(data, addr)
+            wrong = {b"3": ("127.0.0.1", "http"), b"4": ("127.0.0.1", ["http"]), b"5": [1]}
+            self.transport.sendto(data, wrong.get(data, addr))
+
+    problems: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context["exception"]))
+    transport, protocol = await udp.create_datagram_endpoint(Sloppy, local_addr=("127.0.0.1", 0))
+    with plain_socket() as peer:
+        for number in range(8):
+            peer.sendto(b"%d" % number, transport.get_extra_info("sockname"))
+        assert await receive_all(peer, 5) == [b"0", b"1", b"2", b"6", b"7"]
+    assert [type(problem) for problem in problems] == [TypeError] * 3
+    with pytest.raises(TypeError, match="addr is missing"):
+        transport.sendto(b"x")
+    with pytest.raises(TypeError, match="addr is missing"):
+        transport.send_batch([(b"x", None)])
+    transport.send_batch([])
+    await closed(transport, protocol)
+
+
+@with_every_way
+async def test_trains_come_as_pairs_and_with_notes_as_datagrams(disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, disabled)
+    for notes, kind in ((False, tuple), (True, Datagram)):
+        receiver, batches = await udp.create_datagram_endpoint(
+            Batches, local_addr=("127.0.0.1", 0), trains=True, notes=notes
+        )
+        sender, protocol = await udp.create_datagram_endpoint(Recorder, remote_addr=receiver.get_extra_info("sockname"))
+        sender.send_segments(b"".join(b"%03d" % number for number in range(50)) + b"!", 3)
+        await until(lambda b=batches: len(b.received) == 51)  # type: ignore[misc]
+        assert [data for data, _ in batches.received] == [b"%03d" % number for number in range(50)] + [b"!"]
+        assert {type(item) for batch in batches.batches for item in batch} == {kind}
+        await closed(sender, protocol)
+        await closed(receiver, batches)
+
+
+async def test_a_local_datagram_that_is_too_long_is_an_error_and_never_cut(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    transport, protocol = await udp.create_datagram_endpoint(Recorder, local_addr=path, family=socket.AF_UNIX)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+        try:
+            peer.setsockopt(socket.SOL_SOCKET, 32, 1 << 20)  # SO_SNDBUFFORCE, which root may
+        except PermissionError:
+            pytest.skip("a datagram of this size needs root")
+        peer.sendto(bytes(300_000), path)
+        peer.sendto(bytes(200_000), path)
+    await until(lambda: protocol.received)
+    assert [len(data) for data, _ in protocol.received] == [200_000]
+    assert [exc.errno for exc in protocol.errors] == [errno.EMSGSIZE]  # type: ignore[attr-defined]
     await closed(transport, protocol)
 
 

@@ -1,0 +1,47 @@
+"""Load generator and ceilings in C, compiled on first use into the user's cache directory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Final
+
+__all__ = ["native_tool"]
+
+_FLAGS: Final = ("-O2", "-Wall")
+
+
+def native_tool(name: str) -> Path:
+    """Return the path of a compiled tool, compiling it when its source or the compiler has changed.
+
+    Args:
+        name: ``"load"``, the load generator, or ``"echo"``, the echo servers that are the ceiling.
+
+    Raises:
+        FileNotFoundError: there is no C compiler.
+        RuntimeError: the source does not compile here.
+    """
+    source = Path(__file__).with_name(f"{name}.c")
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        raise FileNotFoundError("no C compiler found: on Debian, apt-get install gcc libc6-dev, or set CC")
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    key = hashlib.sha256(source.read_bytes() + version + " ".join(_FLAGS).encode()).hexdigest()[:16]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asyncnet"
+    target = cache / f"{name}-{key}"
+    if target.exists():
+        return target
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        made = Path(folder) / name
+        done = subprocess.run(
+            [compiler, *_FLAGS, "-o", str(made), str(source)], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{compiler} cannot compile {source}: {done.stderr.strip()}")
+        made.replace(target)
+    return target

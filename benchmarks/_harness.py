@@ -1,0 +1,137 @@
+"""What the benchmarks share: servers in processes of their own, rounds in random order, medians and paired ratios."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import select
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from asyncnet.lab.compare import environment
+
+__all__ = ["FOLDER", "Server", "median_of", "pin", "ratio", "rounds_of", "run_pinned", "running", "save", "server"]
+
+FOLDER: Final = Path(__file__).parent
+_START_WITHIN: Final = 20.0
+
+
+@attrs.frozen
+class Server:
+    """A server that runs."""
+
+    pid: int
+    host: str
+    port: int
+
+    def cpu_seconds(self) -> float:
+        """Processor time of all its threads so far; the kernel counts it in nanoseconds."""
+        total = 0
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            total += int((task / "schedstat").read_text().split()[0])
+        return total / 1e9
+
+
+def pin(pid: int, core: int) -> None:
+    """Give a process one of the cores that we have, counted from 0."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(pid, {cores[core % len(cores)]})
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], *, core: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """Run a program on one core, with its standard error as a pipe; at the end it gets SIGTERM."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=FOLDER.parent)
+    pin(process.pid, core)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.communicate(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+
+
+@contextlib.contextmanager
+def server(command: Sequence[str], *, core: int = 0) -> Iterator[Server]:
+    """Run a server on one core; it says ``listening on HOST:PORT`` on standard error when it is ready."""
+    with running(command, core=core) as process:
+        assert process.stderr is not None
+        lines = []
+        while select.select([process.stderr], [], [], _START_WITHIN)[0]:
+            line = process.stderr.readline()
+            lines.append(line)
+            if line.startswith("listening on "):
+                host, _, port = line.removeprefix("listening on ").strip().rpartition(":")
+                yield Server(process.pid, host, int(port))
+                return
+            if not line:
+                break
+        raise RuntimeError(f"{' '.join(command)} did not start: {''.join(lines)}")
+
+
+def run_pinned(command: Sequence[str], *, on_measuring: Callable[[], None], core: int = 1) -> dict[str, Any]:
+    """Run a load generator on one core, and return what it prints as JSON.
+
+    Args:
+        command: prints the line ``measuring`` when its warm-up is over.
+        on_measuring: called at that moment.
+        core: where it runs, counted from 0.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        pin(process.pid, core)
+        assert process.stdout is not None
+        if process.stdout.readline() != "measuring\n":
+            raise RuntimeError(f"{' '.join(command)} failed")
+        on_measuring()
+        result: dict[str, Any] = json.loads(process.stdout.readline())
+        return result
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def rounds_of(names: Sequence[str], rounds: int, measure: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Measure everything once a round, in a new random order each time."""
+    order = random.Random(1)
+    runs = []
+    for number in range(1, rounds + 1):
+        for name in order.sample(names, len(names)):
+            print(f"\r\x1b[Kround {number} of {rounds}: {name}", end="", file=sys.stderr, flush=True)
+            runs.append({"name": name, "round": number} | measure(name))
+    print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    return runs
+
+
+def median_of(runs: Sequence[dict[str, Any]], name: str, key: str) -> float:
+    """Return the median of one figure over the rounds."""
+    return float(statistics.median(run[key] for run in runs if run["name"] == name))
+
+
+def ratio(runs: Sequence[dict[str, Any]], name: str, base: str, key: str) -> float:
+    """Return the median of the ratios of one figure to that of `base` in the same round."""
+    per_round = {(run["name"], run["round"]): run[key] for run in runs}
+    return float(
+        statistics.median(
+            value / per_round[base, number] for (found, number), value in per_round.items() if found == name
+        )
+    )
+
+
+def save(name: str, tables: dict[str, Any]) -> None:
+    """Write the runs with the machine they ran on to ``results/NAME.json``."""
+    (FOLDER / "results").mkdir(exist_ok=True)
+    whole = {"environment": environment() | {"kernel": os.uname().release}, "tables": tables, "saved": time.time()}
+    (FOLDER / "results" / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")

@@ -1,0 +1,125 @@
+"""UDP echo servers, one for each way: ``python udp_echo.py WAY`` on a free port, which goes to standard error."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import uvloop
+
+import asyncnet
+from asyncnet import udp
+
+HOST = "127.0.0.1"
+
+
+class Echo(asyncio.DatagramProtocol):
+    """What anybody would write."""
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.transport.sendto(data, addr)
+
+
+class EchoBatches(Echo):
+    """The addition of this package: whole batches."""
+
+    def datagrams_received(self, batch: Any) -> None:
+        self.transport.send_batch(batch)
+
+
+def announce(address: Any) -> None:
+    print(f"listening on {address[0]}:{address[1]}", file=sys.stderr, flush=True)
+
+
+async def until_told() -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await stop.wait()
+
+
+async def protocol(kind: type[Echo] = Echo) -> None:
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(kind, (HOST, 0))
+    announce(transport.get_extra_info("sockname"))
+    await until_told()
+    transport.close()
+
+
+async def batches() -> None:
+    await protocol(EchoBatches)
+
+
+async def endpoint() -> None:
+    async with udp.bind(HOST) as endpoint:
+        announce(endpoint.local_addr)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, endpoint.close)
+        async for data, addr in endpoint:
+            await endpoint.send(data, addr)
+
+
+async def dgram() -> None:
+    import asyncio_dgram
+
+    stream = await asyncio_dgram.bind((HOST, 0))
+    announce(stream.sockname)
+
+    async def serve() -> None:
+        while True:
+            data, addr = await stream.recv()
+            await stream.send(data, addr)
+
+    await _with(serve())
+
+
+async def anyio_udp() -> None:
+    import anyio
+
+    async with await anyio.create_udp_socket(local_host=HOST) as sock:
+        announce((HOST, sock.extra(anyio.abc.SocketAttribute.local_port)))
+
+        async def serve() -> None:
+            async for data, (host, port) in sock:
+                await sock.sendto(data, host, port)
+
+        await _with(serve())
+
+
+async def _with(serving: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(serving)
+    await until_told()
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def fastnet() -> None:
+    import aiofastnet
+
+    transport, _ = await aiofastnet.create_datagram_endpoint(asyncio.get_running_loop(), Echo, local_addr=(HOST, 0))
+    announce(transport.get_extra_info("sockname"))
+    await until_told()
+    transport.close()
+
+
+Loop = Callable[[], asyncio.AbstractEventLoop]
+ASYNCNET: Loop = asyncnet.new_event_loop
+WAYS: dict[str, tuple[Loop, Callable[[], Coroutine[Any, Any, None]]]] = {
+    "asyncio protocol": (asyncio.SelectorEventLoop, protocol),
+    "uvloop protocol": (uvloop.new_event_loop, protocol),
+    "aiofastnet protocol on uvloop": (uvloop.new_event_loop, fastnet),
+    "asyncio-dgram on uvloop": (uvloop.new_event_loop, dgram),
+    "anyio on uvloop": (uvloop.new_event_loop, anyio_udp),
+    "asyncnet protocol": (ASYNCNET, protocol),
+    "asyncnet protocol, batches": (ASYNCNET, batches),
+    "asyncnet protocol on asyncio": (lambda: asyncnet.new_event_loop("asyncio"), protocol),
+    "asyncnet endpoint": (ASYNCNET, endpoint),
+}
+
+if __name__ == "__main__":
+    factory, main = WAYS[sys.argv[1]]
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(main())

@@ -1,0 +1,205 @@
+"""What does a datagram cost? Echo, ping-pong, bulk and idle endpoints, ours and other people's side by side.
+
+Servers run on the first core, the load (in C) on the second. The processor time is the server's own, by the kernel's
+accounting, during the measurement only. Each round measures everything once, in a new random order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from asyncnet.lab.native import native_tool
+from benchmarks._harness import FOLDER, median_of, ratio, rounds_of, run_pinned, running, save, server
+from benchmarks._report import Table, publish
+
+CEILING: Final = "C, recvmmsg and sendmmsg"
+C_ONE: Final = "C, recvfrom and sendto"
+TRAIN: Final = 45
+"""Datagrams that udp_bulk.py sends at once."""
+ECHO: Final = (
+    CEILING,
+    C_ONE,
+    "asyncnet protocol",
+    "asyncnet protocol, batches",
+    "asyncnet protocol on asyncio",
+    "asyncnet endpoint",
+    "uvloop protocol",
+    "aiofastnet protocol on uvloop",
+    "asyncio-dgram on uvloop",
+    "anyio on uvloop",
+    "asyncio protocol",
+)
+PING_PONG: Final = ("asyncnet protocol", "asyncnet endpoint", "uvloop protocol", C_ONE, CEILING)
+BULK: Final = (
+    "asyncnet send_segments, GRO",
+    "asyncnet send_batch",
+    "asyncnet sendto",
+    "uvloop sendto",
+    "asyncio sendto",
+)
+
+
+def echo_command(name: str) -> list[str]:
+    if name in (CEILING, C_ONE):
+        return [str(native_tool("echo")), "udp-many" if name == CEILING else "udp-one", "0"]
+    return [sys.executable, str(FOLDER / "servers" / "udp_echo.py"), name]
+
+
+def measure_echo(name: str, *, peers: int, size: int, seconds: float) -> dict[str, Any]:
+    """Load one echo server."""
+    with server(echo_command(name)) as echo:
+        load = [str(native_tool("load")), "udp", echo.host, str(echo.port), str(peers), str(size), "0.7", str(seconds)]
+        before = 0.0
+
+        def started() -> None:
+            nonlocal before
+            before = echo.cpu_seconds()
+
+        result = run_pinned(load, on_measuring=started)
+        used = echo.cpu_seconds() - before
+    return result | {
+        "rate": result["requests"] / result["seconds"],
+        "cpu": used / max(1, result["requests"]),
+        "load_busy": result["cpu_seconds"] / result["seconds"],
+    }
+
+
+def measure_bulk(name: str, *, size: int, seconds: float) -> dict[str, Any]:
+    """Send as fast as one process can to another, and count on both sides."""
+    program = str(FOLDER / "servers" / "udp_bulk.py")
+    with server([sys.executable, program, "receive", name, str(size)]) as sink:
+        before = sink.cpu_seconds()
+        with running(
+            [sys.executable, program, "send", name, str(size), str(sink.port), str(seconds)], core=1
+        ) as sender:
+            sent = json.loads(sender.communicate(timeout=seconds + 30)[0])
+        used = sink.cpu_seconds() - before
+        received = json.loads(_ask(sink.host, sink.port))
+    dropped = received["kernel_dropped"] * (TRAIN if "GRO" in name else 1)  # the kernel counts a train as one
+    return {
+        "rate": received["bytes"] / sent["seconds"],
+        "sent_rate": sent["bytes"] / sent["seconds"],
+        "sent": sent["datagrams"],
+        "received": received["datagrams"],
+        "dropped": dropped,
+        "missing": sent["datagrams"] - received["datagrams"] - dropped,
+        "sender_cpu": sent["cpu_seconds"] / sent["bytes"] * 1e9,
+        "receiver_cpu": used / max(1, received["bytes"]) * 1e9,
+    }
+
+
+def _ask(host: str, port: int) -> bytes:
+    """Ask the receiver for its counts; the question may be dropped while its buffer is full."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(1)
+        sock.connect((host, port))
+        for _ in range(20):
+            sock.send(b"?")
+            try:
+                return sock.recv(65536)
+            except TimeoutError:
+                continue
+    raise RuntimeError("the receiver does not answer")
+
+
+def measure_idle(count: int) -> dict[str, Any]:
+    """Open many endpoints in one process, and divide its memory."""
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / "servers" / "udp_idle.py"), str(count)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, save the runs, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=1.5, help="length of each measurement (default: 1.5)")
+    parser.add_argument("--only", help="of the ways, those that contain this text")
+    parser.add_argument("--part", choices=("echo64", "echo1000", "pingpong", "bulk", "idle"), help="one table alone")
+    arguments = parser.parse_args(argv)
+
+    def pick(names: tuple[str, ...]) -> list[str]:
+        return [name for name in names if not arguments.only or any(w in name for w in arguments.only.split("|"))]
+
+    rounds, echo = arguments.rounds, partial(measure_echo, seconds=arguments.seconds)
+    measures: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "echo64": lambda: rounds_of(pick(ECHO), rounds, partial(echo, peers=100, size=64)),
+        "echo1000": lambda: rounds_of(pick(ECHO), rounds, partial(echo, peers=100, size=1000)),
+        "pingpong": lambda: rounds_of(pick(PING_PONG), rounds, partial(echo, peers=1, size=64)),
+        "bulk": lambda: rounds_of(pick(BULK), rounds, partial(measure_bulk, size=1432, seconds=arguments.seconds)),
+        "idle": lambda: [measure_idle(10_000)],
+    }
+    parts = {part: measure() for part, measure in measures.items() if arguments.part in (None, part)}
+    if arguments.only or arguments.part:
+        for part in parts:
+            print(TABLES[part](parts[part]), "\n")
+        return 0
+    save("udp", parts)
+    publish("udp", "\n\n".join(str(TABLES[part](parts[part])) for part in parts))
+    return 0
+
+
+def echo_table(title: str, runs: list[dict[str, Any]]) -> Table:
+    names = [name for name in ECHO if any(run["name"] == name for run in runs)]
+    rows = []
+    for name in sorted(names, key=lambda name: median_of(runs, name, "cpu")):
+        row = [name, f"{median_of(runs, name, 'rate'):,.0f}", f"{median_of(runs, name, 'cpu') * 1e6:.2f}"]
+        bases = ("uvloop protocol", CEILING)
+        row += [f"{ratio(runs, name, base, 'cpu'):.2f}" if base in names else "-" for base in bases]
+        row += [f"{median_of(runs, name, key) * 1e6:.0f}" for key in ("p50", "p99")]
+        lost = sum(run["lost"] + run["wrong"] + run["refused"] for run in runs if run["name"] == name)
+        rows.append([*row, str(lost)])
+    headings = ["server", "datagrams/s", "CPU µs", "÷ uvloop", "÷ C", "p50 µs", "p99 µs", "lost"]
+    return Table(title, headings, rows)
+
+
+def bulk_table(runs: list[dict[str, Any]]) -> Table:
+    rows = []
+    for name in [name for name in BULK if any(run["name"] == name for run in runs)]:
+        base = "uvloop sendto"
+        compared = any(run["name"] == base for run in runs)
+        rows.append(
+            [
+                name,
+                f"{median_of(runs, name, 'rate') / 1e6:,.0f}",
+                f"{ratio(runs, name, base, 'rate'):.1f}" if compared else "-",
+                f"{median_of(runs, name, 'sent_rate') / 1e6:,.0f}",
+                f"{ratio(runs, name, base, 'sent_rate'):.1f}" if compared else "-",
+                f"{median_of(runs, name, 'sender_cpu'):.2f}",
+                f"{median_of(runs, name, 'receiver_cpu'):.2f}",
+                f"{median_of(runs, name, 'dropped'):,.0f}",
+                str(sum(run["missing"] for run in runs if run["name"] == name)),
+            ]
+        )
+    headings = ["way", "MB/s received", "÷ uvloop", "MB/s sent", "÷ uvloop", "s/GB sending", "s/GB receiving"]
+    return Table("Bulk, 1432-byte datagrams to one destination", [*headings, "dropped by the kernel", "missing"], rows)
+
+
+def idle_table(runs: list[dict[str, Any]]) -> Table:
+    rows = [[f"{run['count']:,}", f"{run['python'] / 1024:.2f}", f"{run['resident'] / 1024:.2f}"] for run in runs]
+    headings = ["endpoints", "KiB of Python memory each", "KiB of resident memory each"]
+    return Table("Idle endpoints in one process", headings, rows)
+
+
+TABLES: Final = {
+    "echo64": lambda runs: echo_table("Echo, 100 peers, 64 bytes", runs),
+    "echo1000": lambda runs: echo_table("Echo, 100 peers, 1000 bytes", runs),
+    "pingpong": lambda runs: echo_table("Ping-pong, one peer, 64 bytes", runs),
+    "bulk": bulk_table,
+    "idle": idle_table,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

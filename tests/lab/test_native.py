@@ -1,0 +1,119 @@
+"""The C tools: they compile, and the load generator counts what is echoed, lost and wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncnet.lab.native import native_tool
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+
+
+@contextmanager
+def udp_server(answer: Callable[[int, bytes], bytes | None]) -> Iterator[int]:
+    """Answer the datagrams, of which the function is given the number, in a thread."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+
+        def serve() -> None:
+            number = 0
+            while True:
+                data, addr = sock.recvfrom(65536)
+                if data == b"stop":
+                    return
+                if (reply := answer(number, data)) is not None:
+                    sock.sendto(reply, addr)
+                number += 1
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield sock.getsockname()[1]
+        finally:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stopper:
+                stopper.sendto(b"stop", sock.getsockname())
+            thread.join()
+
+
+def load(port: int, peers: int = 3, size: int = 100, seconds: float = 0.3) -> dict[str, Any]:
+    command = [str(native_tool("load")), "udp", "127.0.0.1", str(port), str(peers), str(size), "0", str(seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    first, last = done.stdout.splitlines()
+    assert first == "measuring"
+    result: dict[str, Any] = json.loads(last)
+    return result
+
+
+@pytest.mark.parametrize("size", [1, 8, 1000])
+def test_an_echo_is_counted(size: int) -> None:
+    with udp_server(lambda number, data: data) as port:
+        result = load(port, size=size)
+    assert result["requests"] > 10
+    assert result["lost"] == result["wrong"] == result["refused"] == 0
+    assert 0 < result["p50"] <= result["p99"] <= result["p999"] < 0.3
+
+
+def test_what_is_not_answered_is_lost() -> None:
+    with udp_server(lambda number, data: None) as port:
+        result = load(port, seconds=0.5)
+    assert result["requests"] == 0
+    assert result["lost"] in (3, 6)  # three peers, each with a datagram every 0.2 s
+
+
+def test_a_changed_answer_is_wrong() -> None:
+    with udp_server(lambda number, data: data[:-1] + b"\0" if number == 5 else data) as port:
+        result = load(port)
+    assert result["wrong"] == 1
+
+
+def test_a_refusal_is_counted() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    assert load(port)["refused"] > 0
+
+
+@pytest.mark.parametrize("way", ["udp-one", "udp-many"])
+def test_the_echo_servers_echo(way: str) -> None:
+    server = subprocess.Popen([str(native_tool("echo")), way, "0"], stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        port = int(server.stderr.readline().rpartition(":")[2])
+        result = load(port, peers=100)
+    finally:
+        server.kill()
+        server.communicate()
+    assert result["requests"] > 100
+    assert result["wrong"] == 0
+
+
+def test_a_tool_is_compiled_once_and_again_when_the_compiler_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = native_tool("load")
+    before = first.stat().st_mtime_ns
+    assert native_tool("load") == first
+    assert first.stat().st_mtime_ns == before
+    other = tmp_path / "othercc"
+    other.write_text('#!/bin/sh\n[ "$1" = --version ] && echo other || exec cc "$@"\n')
+    other.chmod(0o755)
+    monkeypatch.setenv("CC", str(other))
+    assert native_tool("load") != first
+    assert [path.name for path in (tmp_path / "asyncnet").iterdir() if path.is_dir()] == []
+
+
+def test_no_compiler_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(FileNotFoundError, match="apt-get install gcc"):
+        native_tool("load")
