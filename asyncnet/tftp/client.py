@@ -73,6 +73,7 @@ class Client:
         self.port = port
         self._mode = mode
         self._timing = timing
+        self._window_size = window_size
         self._receive_buffer = max(1 << 20, min(4 * block_size * window_size, 8 << 20))
         self._sessions: set[Session] = set()
 
@@ -213,7 +214,8 @@ class Client:
         self._sessions = {s for s in self._sessions if not s.closed}
         self._sessions.add(session)
         try:
-            await attach(session, sock)
+            trains = isinstance(session, ReceiveSession) and self._window_size > 1
+            await attach(session, sock, trains=trains)
             await over
         finally:
             if not session.over:

@@ -47,8 +47,8 @@ class Sink(Protocol):
     def random_access(self) -> bool:
         """Whether payloads may be stored out of order."""
 
-    def store(self, payload: bytes | memoryview, offset: int) -> None:
-        """Store the payload that begins at `offset`."""
+    def store(self, payloads: Sequence[memoryview], offset: int) -> None:
+        """Store payloads that follow each other from `offset` on."""
 
     def commit(self) -> None:
         """Make what was stored the file's content."""
@@ -113,10 +113,18 @@ def _preadv(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
     return len(data)
 
 
+def _pwritev(fd: int, buffers: Sequence[memoryview], offset: int) -> int:
+    if hasattr(os, "pwritev"):
+        return os.pwritev(fd, buffers, offset)
+    os.lseek(fd, offset, os.SEEK_SET)
+    return os.write(fd, buffers[0])
+
+
 _IOV_MAX: Final = 1024
 
 
 def _skip(buffers: Sequence[memoryview], count: int) -> Iterator[memoryview]:
+    """Yield what is left of the buffers behind the first `count` bytes."""
     for buffer in buffers:
         if count < len(buffer):
             yield buffer[count:]
@@ -189,6 +197,7 @@ class FileSink:
         path: the target.
         dir_fd: the directory that a relative `path` starts from, as in `os.open`; the sink owns it.
         replace: whether a target that exists is replaced; otherwise it is an error.
+        sync: whether `commit` waits until the data has reached the disk.
 
     Raises:
         OSError: the target exists and may not be replaced, or the temporary file cannot be made.
@@ -196,8 +205,11 @@ class FileSink:
 
     random_access = True
 
-    def __init__(self, path: str | os.PathLike[str], *, dir_fd: int | None = None, replace: bool = True) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, dir_fd: int | None = None, replace: bool = True, sync: bool = False
+    ) -> None:
         self._dir_fd = dir_fd
+        self._sync = sync
         self._target = os.fspath(path)
         self._replace = replace
         self._fd = -1
@@ -227,16 +239,14 @@ class FileSink:
             raise OSError(errno.ELOOP, "not a regular file", self._target)
         return stat.S_IMODE(status.st_mode)
 
-    def store(self, payload: bytes | memoryview, offset: int) -> None:
+    def store(self, payloads: Sequence[memoryview], offset: int) -> None:
         """See `Sink`."""
-        view = memoryview(payload)
-        while view:
-            if hasattr(os, "pwrite"):
-                count = os.pwrite(self._fd, view, offset)
-            else:
-                os.lseek(self._fd, offset, os.SEEK_SET)
-                count = os.write(self._fd, view)
-            view, offset = view[count:], offset + count
+        rest = [payload for payload in payloads if payload]
+        while rest:
+            wanted = sum(map(len, rest[:_IOV_MAX]))
+            done = _pwritev(self._fd, rest[:_IOV_MAX], offset)
+            offset += done
+            rest = rest[_IOV_MAX:] if done == wanted else list(_skip(rest, done))
 
     def commit(self) -> None:
         """Put the file in its target's place, in one step.
@@ -245,7 +255,11 @@ class FileSink:
             OSError: the target came into being meanwhile and may not be replaced, or the system refuses.
         """
         fd, self._fd = self._fd, -1
-        os.close(fd)
+        try:
+            if self._sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
         if self._replace:
             os.replace(self._temporary, self._target, src_dir_fd=self._dir_fd, dst_dir_fd=self._dir_fd)
             self._temporary = ""
@@ -283,18 +297,18 @@ class BytesSink:
         self.data = bytearray()
         self._limit = limit
 
-    def store(self, payload: bytes | memoryview, offset: int) -> None:
+    def store(self, payloads: Sequence[memoryview], offset: int) -> None:
         """See `Sink`.
 
         Raises:
             LocalError: code 3; the file is larger than the limit.
         """
-        end = offset + len(payload)
+        end = offset + sum(map(len, payloads))
         if end > self._limit:
             raise LocalError(ErrorCode.DISK_FULL, f"the file is larger than {self._limit} bytes")
         if offset > len(self.data):
             self.data.extend(bytes(offset - len(self.data)))
-        self.data[offset:end] = payload
+        self.data[offset:end] = b"".join(payloads)
 
     def commit(self) -> None:
         """See `Sink`."""
@@ -313,12 +327,12 @@ class NetasciiSink:
         self._decoder = netascii.Decoder()
         self._written = 0
 
-    def store(self, payload: bytes | memoryview, offset: int) -> None:
+    def store(self, payloads: Sequence[memoryview], offset: int) -> None:
         """See `Sink`."""
-        self._write(self._decoder.decode(bytes(payload)))
+        self._write(self._decoder.decode(b"".join(payloads)))
 
     def _write(self, text: bytes) -> None:
-        self._sink.store(text, self._written)
+        self._sink.store([memoryview(text)], self._written)
         self._written += len(text)
 
     def commit(self) -> None:

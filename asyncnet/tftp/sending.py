@@ -116,15 +116,16 @@ class SendSession(Session):
             self._send_opening()
             return
         self._load(blocks.stop)
-        for block in blocks:
-            place = (block - 1) % self.options.window_size * self._stride
-            length = self._stride
-            if self._last is not None and block >= self._last:
-                if block > self._last:
-                    return
-                length = HEADER.size + self._last_length
-            # A copy: a transport that cannot send at once keeps the object, and the place is filled again later.
-            self._send(bytes(self._window[place : place + length]))
+        block, stop = blocks.start, blocks.stop if self._last is None else min(blocks.stop, self._last + 1)
+        window_size = self.options.window_size
+        while block < stop:  # once, or twice where the window's end is reached
+            place = (block - 1) % window_size
+            count = min(stop - block, window_size - place)
+            end = (place + count) * self._stride
+            block += count
+            if block - 1 == self._last:
+                end += self._last_length - self.options.block_size
+            self._send_train(self._window[place * self._stride : end], self._stride)
 
     def _load(self, stop: int) -> None:
         """Fill the places of the blocks below `stop` that were not loaded yet."""

@@ -205,7 +205,8 @@ class Server(asyncio.DatagramProtocol):
 
     async def _open(self, session: Session, addr: Address) -> None:
         try:
-            await attach(session, self._new_socket(addr))
+            trains = isinstance(session, ReceiveSession) and session.options.window_size > 1
+            await attach(session, self._new_socket(addr), trains=trains)
         except Exception as exc:
             session.fail(exc)
         except BaseException as exc:

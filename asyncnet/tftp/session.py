@@ -33,6 +33,7 @@ from asyncnet.tftp.packets import (
 )
 from asyncnet.tftp.storage import error_packet_fields
 from asyncnet.tftp.transfer import Receiver, Sender, State
+from asyncnet.udp.transport import DatagramTransport
 
 __all__ = ["Progress", "Report", "Session", "prepare_socket"]
 
@@ -100,7 +101,7 @@ class Session(asyncio.DatagramProtocol, ABC):
         self._negotiate = negotiate
         self._progress = progress
         self._tid_errors = 0
-        self._transport: asyncio.DatagramTransport | None = None
+        self._transport: DatagramTransport | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -114,7 +115,7 @@ class Session(asyncio.DatagramProtocol, ABC):
     # What the transport calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
+        self._transport = cast(DatagramTransport, transport)
         self._loop = asyncio.get_running_loop()
         self._started = self._clock()
         if self.over:  # aborted while the socket was being opened
@@ -265,6 +266,15 @@ class Session(asyncio.DatagramProtocol, ABC):
                 self._transport.sendto(data)
             else:
                 self._transport.sendto(data, self._peer or self._server)
+
+    def _send_train(self, train: memoryview, size: int) -> None:
+        """Send datagrams of `size` bytes, the last one perhaps shorter, by few system calls."""
+        if self._transport is not None:
+            to = None if self._server is None else self._peer or self._server
+            if len(train) <= size:
+                self._transport.sendto(train, to)
+            else:
+                self._transport.send_segments(train, size, to)
 
     def _send_opening(self) -> None:
         self._send(self._opening)

@@ -300,6 +300,30 @@ class Receiver:
             self._progress(now)
         return block
 
+    def receive_run(self, number: int, count: int, length: int, now: float) -> int | None:
+        """Take several blocks with consecutive numbers, all of them full but perhaps the last.
+
+        Args:
+            number: of the first block, as it stands on the wire.
+            count: how many they are.
+            length: bytes of the last.
+            now: when they arrived.
+
+        Returns:
+            The first block to store, or None when they are not just what comes next: then each is to be taken alone.
+        """
+        first = self._unwrap(number)
+        last = first + count - 1
+        if self.state is not State.ACTIVE or first != self._expected or self._kept:
+            return None
+        if last > self._acknowledged + self.window_size:
+            return None
+        self._expected = last
+        if length < self.block_size:
+            self._last = last
+        self._progress(now)
+        return first
+
     def take_ack(self) -> int | None:
         """Return the block to acknowledge now, 0 for the opening packet, and None for nothing."""
         ack, self._ack = self._ack, None

@@ -14,6 +14,9 @@ from asyncnet.resolver import resolve
 __all__ = ["join_group", "leave_group", "open_socket", "set_multicast"]
 
 _MREQN: Final = struct.Struct("=4s4si")  # struct ip_mreqn: group, address, interface
+# Without them, Linux delivers the groups that any socket of the host has joined (ip(7), IP_MULTICAST_ALL).
+_IP_MULTICAST_ALL: Final = 49
+_IPV6_MULTICAST_ALL: Final = 29
 _MREQ6: Final = struct.Struct("=16si")  # struct ipv6_mreq: group, interface
 
 
@@ -71,7 +74,7 @@ async def _first(address: tuple[str, int], action: str, family: int = socket.AF_
 
 
 def join_group(sock: socket.socket, group: str, interface: str | int | None) -> None:
-    """Receive what is sent to a multicast group.
+    """Receive what is sent to a multicast group, and to no group that only other sockets have joined.
 
     Args:
         sock: a bound UDP socket of the group's family.
@@ -98,8 +101,12 @@ def _change_membership(sock: socket.socket, group: str, interface: str | int | N
     try:
         if address.version == 6:
             option = socket.IPV6_JOIN_GROUP if join else socket.IPV6_LEAVE_GROUP
+            if sys.platform == "linux":
+                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MULTICAST_ALL, 0)
             sock.setsockopt(socket.IPPROTO_IPV6, option, _MREQ6.pack(address.packed, index))
         else:
+            if sys.platform == "linux":
+                sock.setsockopt(socket.IPPROTO_IP, _IP_MULTICAST_ALL, 0)
             option = socket.IP_ADD_MEMBERSHIP if join else socket.IP_DROP_MEMBERSHIP
             sock.setsockopt(socket.IPPROTO_IP, option, _MREQN.pack(address.packed, bytes(4), index))
     except OSError as exc:

@@ -1,4 +1,7 @@
-"""UDP echo servers, one for each way: ``python udp_echo.py WAY`` on a free port, which goes to standard error."""
+"""UDP echo servers, one for each way: ``python udp_echo.py WAY`` on a free port, which goes to standard error.
+
+Each imports only what its way needs: what else lies on the heap decides how fast plain asyncio is.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,8 @@ import asyncio
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
-
-import uvloop
-
-import asyncnet
-from asyncnet import udp
 
 HOST = "127.0.0.1"
 
@@ -55,6 +54,8 @@ async def batches() -> None:
 
 
 async def endpoint() -> None:
+    from asyncnet import udp
+
     async with udp.bind(HOST) as endpoint:
         announce(endpoint.local_addr)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, endpoint.close)
@@ -105,18 +106,29 @@ async def fastnet() -> None:
     transport.close()
 
 
+def uvloop_loop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+def asyncnet_loop(kind: str = "auto") -> asyncio.AbstractEventLoop:
+    import asyncnet
+
+    return asyncnet.new_event_loop(kind)
+
+
 Loop = Callable[[], asyncio.AbstractEventLoop]
-ASYNCNET: Loop = asyncnet.new_event_loop
 WAYS: dict[str, tuple[Loop, Callable[[], Coroutine[Any, Any, None]]]] = {
     "asyncio protocol": (asyncio.SelectorEventLoop, protocol),
-    "uvloop protocol": (uvloop.new_event_loop, protocol),
-    "aiofastnet protocol on uvloop": (uvloop.new_event_loop, fastnet),
-    "asyncio-dgram on uvloop": (uvloop.new_event_loop, dgram),
-    "anyio on uvloop": (uvloop.new_event_loop, anyio_udp),
-    "asyncnet protocol": (ASYNCNET, protocol),
-    "asyncnet protocol, batches": (ASYNCNET, batches),
-    "asyncnet protocol on asyncio": (lambda: asyncnet.new_event_loop("asyncio"), protocol),
-    "asyncnet endpoint": (ASYNCNET, endpoint),
+    "uvloop protocol": (uvloop_loop, protocol),
+    "aiofastnet protocol on uvloop": (uvloop_loop, fastnet),
+    "asyncio-dgram on uvloop": (uvloop_loop, dgram),
+    "anyio on uvloop": (uvloop_loop, anyio_udp),
+    "asyncnet protocol": (asyncnet_loop, protocol),
+    "asyncnet protocol, batches": (asyncnet_loop, batches),
+    "asyncnet protocol on asyncio": (partial(asyncnet_loop, "asyncio"), protocol),
+    "asyncnet endpoint": (asyncnet_loop, endpoint),
 }
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ def test_a_text_source_converts_line_ends() -> None:
 def test_a_file_appears_when_it_is_committed(tmp_path: Path) -> None:
     target = tmp_path / "target"
     sink = FileSink(target)
-    sink.store(b"world", 6)
-    sink.store(b"hello ", 0)
+    sink.store([memoryview(b"world")], 6)
+    sink.store([memoryview(b"hello ")], 0)
     assert not target.exists()
     sink.commit()
     assert target.read_bytes() == b"hello world"
@@ -83,7 +83,7 @@ def test_an_aborted_file_leaves_the_old_one_as_it_was(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.write_bytes(b"old")
     sink = FileSink(target)
-    sink.store(b"new", 0)
+    sink.store([memoryview(b"new")], 0)
     sink.abort()
     sink.abort()
     assert target.read_bytes() == b"old"
@@ -102,7 +102,7 @@ def test_a_replaced_file_keeps_its_mode(tmp_path: Path) -> None:
 def test_a_file_that_came_into_being_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     target = tmp_path / "target"
     sink = FileSink(target, replace=False)
-    sink.store(b"new", 0)
+    sink.store([memoryview(b"new")], 0)
     target.write_bytes(b"other")
     with pytest.raises(FileExistsError):
         sink.commit()
@@ -119,11 +119,11 @@ def test_what_is_no_regular_file_is_never_replaced(target: str) -> None:
 
 def test_bytes_may_arrive_out_of_order_up_to_the_limit() -> None:
     sink = BytesSink(limit=10)
-    sink.store(b"56789", 5)
-    sink.store(b"01234", 0)
+    sink.store([memoryview(b"56789")], 5)
+    sink.store([memoryview(b"01234")], 0)
     assert sink.data == b"0123456789"
     with pytest.raises(LocalError, match="10 bytes"):
-        sink.store(b"x", 10)
+        sink.store([memoryview(b"x")], 10)
 
 
 def test_a_text_sink_converts_line_ends_split_over_blocks() -> None:
@@ -131,7 +131,7 @@ def test_a_text_sink_converts_line_ends_split_over_blocks() -> None:
     sink: Sink = NetasciiSink(inner)
     assert not sink.random_access
     for piece in (b"a\r", b"\nb\r", b"\0", b"c\r"):
-        sink.store(piece, 0)
+        sink.store([memoryview(piece)], 0)
     sink.commit()
     assert inner.data == b"a\nb\rc\r"
 
@@ -198,7 +198,7 @@ def test_nothing_is_written_unless_allowed(root: Path) -> None:
 def test_create_writes_new_files_only(root: Path) -> None:
     directory = Directory(root, write=WritePolicy.CREATE)
     sink = directory.open_write("sub/new")
-    sink.store(b"x", 0)
+    sink.store([memoryview(b"x")], 0)
     sink.commit()
     assert (root / "sub" / "new").read_bytes() == b"x"
     with pytest.raises(FileExistsError) as caught:
@@ -209,7 +209,7 @@ def test_create_writes_new_files_only(root: Path) -> None:
 def test_overwrite_replaces_files_but_never_through_a_link(root: Path) -> None:
     directory = Directory(root, write=WritePolicy.OVERWRITE)
     sink = directory.open_write("boot.img")
-    sink.store(b"new", 0)
+    sink.store([memoryview(b"new")], 0)
     sink.commit()
     assert (root / "boot.img").read_bytes() == b"new"
     (root / "link").symlink_to(root.parent / "secret")

@@ -384,6 +384,7 @@ async def test_multicast(anywhere: str, group: str) -> None:
         await sender.send(b"rest", (group, member.local_addr[1]))
         async with asyncio.timeout(5):
             assert (await other.recv())[0] == b"rest"
+        assert member.stats.received == 1
 
 
 async def test_multicast_arguments_are_checked() -> None:
