@@ -23,8 +23,9 @@ PUBLIC = {
     "asyncnet.loops": "HAVE_UVLOOP LOOPS loop_name new_event_loop run",
     "asyncnet.tcp": "Server ServerStats StopReport connect serve",
     "asyncnet.testing": "RelayStats UdpRelay udp_relay",
-    "asyncnet.tftp": "Client Directory Limits Options Report Server ServerStats TftpUrl Timing WritePolicy get"
-    " parse_url put serve",
+    "asyncnet.tftp": "Client Directory Guard Hooks Limits MetricsCollector Options Outcome RemapRule Remapped Report"
+    " Request Roots Server ServerStats Storage TftpUrl Timing TransferRecord WritePolicy explain_remap get parse_url"
+    " put serve",
     "asyncnet.udp": "MAX_PAYLOAD Capabilities Datagram DatagramTransport Endpoint EndpointStats QueuePolicy bind"
     " connect create_datagram_endpoint probe",
 }

@@ -14,7 +14,7 @@ LAYERS = """
 asyncnet.errors
 asyncnet.netlink asyncnet.opening asyncnet.wakeup
 asyncnet.addresses
-asyncnet.resolver
+asyncnet.resolver asyncnet.activation asyncnet.privileges
 asyncnet.tftp.packets asyncnet.tftp.netascii asyncnet.tftp.retransmit
 asyncnet.tftp.options
 asyncnet.tftp.transfer
@@ -33,9 +33,11 @@ asyncnet.tcp.server asyncnet.tcp.client
 asyncnet.tcp
 asyncnet.tftp.files
 asyncnet.tftp.storage
+asyncnet.tftp.routing asyncnet.tftp.guard asyncnet.tftp.journal
 asyncnet.tftp.session
-asyncnet.tftp.sending asyncnet.tftp.receiving
+asyncnet.tftp.sending asyncnet.tftp.receiving asyncnet.tftp.ports
 asyncnet.tftp.client asyncnet.tftp.server
+asyncnet.tftp.serving
 asyncnet.tftp
 asyncnet.broadcast.service
 asyncnet.broadcast
@@ -52,6 +54,7 @@ asyncnet.lab.report
 asyncnet.lab
 asyncnet.testing
 asyncnet.cli.common
+asyncnet.cli.tftp_serve
 asyncnet.cli.broadcast asyncnet.cli.compare asyncnet.cli.info asyncnet.cli.tcp asyncnet.cli.tftp asyncnet.cli.udp
 asyncnet.cli.demo
 asyncnet.cli

@@ -59,7 +59,8 @@ async def serve_until_signal(opening: Opening[ServerT]) -> ServerT:
     stop = asyncio.Event()
     async with opening as server:
         with _signals(loop, stop):
-            announce(server.address)
+            for address in getattr(server, "addresses", [server.address]):
+                announce(address)
             await stop.wait()
     return server
 

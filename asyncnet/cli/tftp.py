@@ -9,12 +9,12 @@ import sys
 from asyncnet import tftp
 from asyncnet.cli.common import (
     Subparsers,
-    address_argument,
     human_bytes,
     positive_int,
     progress_bar,
     serve_until_signal,
 )
+from asyncnet.cli.tftp_serve import add_serve_parser
 from asyncnet.loops import run
 
 __all__ = ["add_parser"]
@@ -25,16 +25,7 @@ def add_parser(subparsers: Subparsers) -> None:
     commands = subparsers.add_parser("tftp", help="serve, fetch and send files by TFTP").add_subparsers(
         dest="command", required=True, metavar="COMMAND"
     )
-    serve = commands.add_parser("serve", help="serve a directory")
-    serve.add_argument("directory", metavar="DIR")
-    serve.add_argument("--bind", type=address_argument("127.0.0.1", 69), default=("127.0.0.1", 69), metavar="HOST:PORT",
-                       help="where to listen (default: 127.0.0.1:69); 0.0.0.0:69 serves the network")  # fmt: skip
-    serve.add_argument("--write", choices=[policy.value for policy in tftp.WritePolicy], default="none",
-                       help="what clients may write (default: none)")  # fmt: skip
-    serve.add_argument("--max-sessions", type=positive_int, default=1000, metavar="N",
-                       help="transfers at once; further requests get no answer until there is room")  # fmt: skip
-    serve.set_defaults(run=lambda arguments: run(_serve(arguments)))
-
+    add_serve_parser(commands)
     get = commands.add_parser("get", help="fetch a file")
     get.add_argument("url", metavar="URL", help="tftp://HOST[:PORT]/FILE[;mode=octet|netascii]")
     get.add_argument("file", metavar="FILE", nargs="?", help="where to put it (default: its name, here)")

@@ -1,23 +1,38 @@
 """TFTP: `Client`, `get`, `put` and `serve`, on a protocol that runs without sockets."""
 
 from asyncnet.tftp.client import Client, TftpUrl, get, parse_url, put
+from asyncnet.tftp.guard import Guard
+from asyncnet.tftp.journal import MetricsCollector, Outcome, TransferRecord
 from asyncnet.tftp.options import Limits, Options
 from asyncnet.tftp.retransmit import Timing
-from asyncnet.tftp.server import Server, ServerStats, serve
+from asyncnet.tftp.routing import Remapped, RemapRule, Roots, explain_remap
+from asyncnet.tftp.server import Hooks, Server, ServerStats
+from asyncnet.tftp.serving import serve
 from asyncnet.tftp.session import Report
-from asyncnet.tftp.storage import Directory, WritePolicy
+from asyncnet.tftp.storage import Directory, Request, Storage, WritePolicy
 
 __all__ = [
     "Client",
     "Directory",
+    "Guard",
+    "Hooks",
     "Limits",
+    "MetricsCollector",
     "Options",
+    "Outcome",
+    "RemapRule",
+    "Remapped",
     "Report",
+    "Request",
+    "Roots",
     "Server",
     "ServerStats",
+    "Storage",
     "TftpUrl",
     "Timing",
+    "TransferRecord",
     "WritePolicy",
+    "explain_remap",
     "get",
     "parse_url",
     "put",

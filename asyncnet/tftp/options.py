@@ -6,7 +6,7 @@ answer keeps the client's order and spelling and holds nothing that the client d
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import attrs
 
@@ -29,6 +29,10 @@ MAX_BLOCK_SIZE: Final = 65464
 """Bytes of a block at most (RFC 2348)."""
 MAX_WINDOW_SIZE: Final = 32767
 """Blocks of a window at most: under half the block numbers, so that none means two blocks (RFC 7440: 65535)."""
+
+
+_BOUNDS: Final = {"blksize": (8, 65464), "windowsize": (1, 65535), "timeout": (1, 255), "tsize": (0, 1 << 63)}
+"""What RFC 2348, RFC 7440 and RFC 2349 allow."""
 
 
 @attrs.frozen
@@ -55,6 +59,8 @@ class Limits:
     """Blocks."""
     window_bytes: int = 4 << 20
     """Block size times window size, which is the memory that a transfer takes."""
+    invalid_option: Literal["ignore", "error"] = "ignore"
+    """What an option with a value outside its RFC's bounds meets: it is left out of the answer, or ERROR 8."""
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -76,8 +82,18 @@ def negotiate(
 
     Returns:
         What the transfer runs with, and the OACK's options; none of them means that no OACK is sent.
+
+    Raises:
+        LocalError: code 8; a value is invalid, and the limits say that this is an error.
     """
-    values = {name.lower(): _number(value) for name, value in requested}
+    values: dict[str, int | None] = {}
+    for name, text in requested:  # of an option that comes twice the first counts
+        values.setdefault(name.lower(), _number(text))
+    if limits.invalid_option == "error":
+        for name, (lowest, highest) in _BOUNDS.items():
+            value = values.get(name, lowest)
+            if value is None or not lowest <= value <= highest:
+                raise LocalError(ErrorCode.OPTION_REFUSED, f"{name} must be between {lowest} and {highest}")
     options = Options()
     accepted: dict[str, int] = {}
 
@@ -108,7 +124,9 @@ def negotiate(
             accepted["tsize"] = size
             options = attrs.evolve(options, transfer_size=size)
 
-    return options, tuple((name, str(accepted[name.lower()])) for name, _ in requested if name.lower() in accepted)
+    spelled = {name.lower(): name for name, _ in reversed(requested)}
+    names = [name for name in dict.fromkeys(name.lower() for name, _ in requested) if name in accepted]
+    return options, tuple((spelled[name], str(accepted[name])) for name in names)
 
 
 def request_options(

@@ -94,6 +94,7 @@ class ReceiveSession(Session):
             self._send_ack()
 
     def datagrams_received(self, batch: list[tuple[bytes, Address]]) -> None:
+        """Store what arrived together at once, and acknowledge it once."""
         if len(batch) == 1:
             self.datagram_received(*batch[0])
             return

@@ -47,13 +47,16 @@ class RetransmitTimer:
         """The smoothed round-trip time in seconds; None before the first measurement."""
         self.retransmits = 0
         """Timeouts since the last progress."""
+        self.limit = timing.max_retransmits
+        """Retransmissions in a row before the peer is given up."""
+        self.unhurried = timing.initial
+        """Seconds to wait for a peer that has answered in time so far."""
         self._variance = 0.0
-        self._base = timing.initial
 
     @property
     def timeout(self) -> float:
         """Seconds to wait for an answer now."""
-        return min(self._base * 2.0**self.retransmits, max(self.timing.cap, self._base))
+        return min(self.unhurried * 2.0**self.retransmits, max(self.timing.cap, self.unhurried))
 
     @property
     def round_trip(self) -> float:
@@ -67,13 +70,14 @@ class RetransmitTimer:
         else:
             self._variance += (abs(self.smoothed - seconds) - self._variance) / 4
             self.smoothed += (seconds - self.smoothed) / 8
-        self._base = min(max(self.smoothed + 4 * self._variance, self.floor), self.timing.cap)
+        self.unhurried = min(max(self.smoothed + 4 * self._variance, self.floor), self.timing.cap)
 
     def progressed(self) -> None:
         """Forget the backoff: the peer answers."""
         self.retransmits = 0
+        self.limit = self.timing.max_retransmits
 
     def timed_out(self) -> bool:
         """Count a timeout; tell whether there were too many in a row."""
         self.retransmits += 1
-        return self.retransmits > self.timing.max_retransmits
+        return self.retransmits > self.limit

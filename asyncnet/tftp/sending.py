@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
+from functools import lru_cache
+from typing import Final
 
 import attrs
 
@@ -16,12 +19,24 @@ from asyncnet.tftp.transfer import Sender, State
 
 __all__ = ["SendSession"]
 
+_DATA: Final = int(Opcode.DATA)
+_READ_AHEAD: Final = 1 << 14
+"""Bytes that are read at once in lock-step."""
+_MOST_AHEAD: Final = 8 << 20
+"""Bytes of a window and the next one at most; beyond it there is only the window."""
+
+
+@lru_cache(maxsize=256)
+def _headers(size: int, count: int) -> struct.Struct:
+    """Return the layout of `count` DATA packets with payloads of `size` bytes, which packing makes zeros."""
+    return struct.Struct("!" + f"HH{size}x" * count)
+
 
 class SendSession(Session):
     """Sends a source's bytes.
 
-    The window stays in one buffer in wire layout: block n has the place ``(n - 1) % window_size``, header in front. A
-    place is filled again only when its block was acknowledged, so what is sent again are the same bytes.
+    The window stays in one buffer in wire layout: block n has the place ``(n - 1) % places``, header in front. A place
+    is filled again only when its block was acknowledged, so what is sent again are the same bytes.
     """
 
     _machine: Sender
@@ -49,10 +64,16 @@ class SendSession(Session):
         self._use(options)
         self._machine.configure(window_size=options.window_size)
         self._stride = HEADER.size + options.block_size
-        self._window = memoryview(bytearray(self._stride * options.window_size))
+        # Twice the window, so that the next one is read while this one travels; in lock-step some blocks ahead.
+        ahead = max(1, _READ_AHEAD // self._stride) if options.window_size == 1 else 2 * options.window_size
+        self._places = min(ahead, max(options.window_size, _MOST_AHEAD // self._stride))
+        self._window = memoryview(b"")  # made when the first block is sent: a probe needs none
+        self._blocks: list[memoryview] = []  # the places of the window
+        self._gaps: list[memoryview] = []  # their payloads
         size = self._source.size
         if size is not None:
             self._last, self._last_length = size // options.block_size + 1, size % options.block_size
+            self._places = min(self._places, self._last)
             self._machine.end(self._last)
 
     def _start(self, now: float) -> None:
@@ -71,18 +92,31 @@ class SendSession(Session):
         self._prepare(attrs.evolve(options, transfer_size=self._source.size))
         self._receive_ack(0, now)
 
+    def datagram_received(self, data: bytes, addr: Address) -> None:
+        if len(data) != HEADER.size or data[1] != 4 or data[0] or (self._server is not None and addr != self._peer):
+            super().datagram_received(data, addr)
+            return
+        try:
+            self._receive_ack(data[2] << 8 | data[3], self._clock())
+            if self._timer is None or self._timer_at > (self._machine.deadline or 0.0):
+                self._rearm()
+        except Exception as exc:
+            self.fail(exc)
+
     def _receive_ack(self, number: int, now: float) -> None:
         if self.over:
             return
-        ignored = self._machine.ignored
-        blocks = self._machine.receive_ack(number, now)
-        self.report.duplicates += self._machine.ignored - ignored
-        if self._machine.ignored == ignored:
-            self._tell_progress(self._bytes_acknowledged())
-        if self._machine.state is State.DONE:
-            self._end()
-        else:
+        machine = self._machine
+        ignored = machine.ignored
+        blocks = machine.receive_ack(number, now)
+        if machine.ignored != ignored:
+            self.report.duplicates += 1
+        elif self._progress is not None:
+            self._progress(self._bytes_acknowledged(), self.options.transfer_size)
+        if blocks:
             self._send_blocks(blocks)
+        elif machine.state is State.DONE:
+            self._end()
 
     def _bytes_acknowledged(self) -> int:
         done = max(0, self._machine.acknowledged)
@@ -115,41 +149,61 @@ class SendSession(Session):
         if blocks.start == 0:
             self._send_opening()
             return
-        self._load(blocks.stop)
-        block, stop = blocks.start, blocks.stop if self._last is None else min(blocks.stop, self._last + 1)
-        window_size = self.options.window_size
-        while block < stop:  # once, or twice where the window's end is reached
-            place = (block - 1) % window_size
-            count = min(stop - block, window_size - place)
-            end = (place + count) * self._stride
+        block, stop = blocks.start, blocks.stop
+        if self._loaded + 1 < stop:
+            self._load(stop)
+        last, stride, places = self._last, self._stride, self._places
+        if last is not None and stop > last:
+            stop = last + 1
+        elif stop - block == 1 and self._server is None and self._transport is not None:
+            self._transport.sendto(self._blocks[(block - 1) % places])
+            return
+        while block < stop:  # once, or twice where the buffer's end is reached
+            place = (block - 1) % places
+            count = min(stop - block, places - place)
+            end = (place + count) * stride
             block += count
-            if block - 1 == self._last:
+            if block - 1 == last:
                 end += self._last_length - self.options.block_size
-            self._send_train(self._window[place * self._stride : end], self._stride)
+            self._send_train(self._window[place * stride : end], stride)
 
     def _load(self, stop: int) -> None:
-        """Fill the places of the blocks below `stop` that were not loaded yet."""
+        """Fill free places, if the blocks below `stop` were not loaded yet."""
         if self._last is not None:
             stop = min(stop, self._last + 1)
-        blocks = range(self._loaded + 1, stop)
-        if not blocks:
+        if self._loaded + 1 >= stop:
             return
-        size = self.options.block_size
-        gaps = []
-        for block in blocks:
-            place = (block - 1) % self.options.window_size * self._stride
-            HEADER.pack_into(self._window, place, Opcode.DATA, self._machine.wire_number(block))
-            gaps.append(self._window[place + HEADER.size : place + self._stride])
-        if blocks[-1] == self._last:
+        size, stride, places = self.options.block_size, self._stride, self._places
+        if not self._window:
+            self._window = window = memoryview(bytearray(stride * places))
+            self._blocks = [window[place : place + stride] for place in range(0, places * stride, stride)]
+            self._gaps = [block[HEADER.size :] for block in self._blocks]
+        first = self._loaded + 1
+        stop = max(self._machine.acknowledged, 0) + places + 1
+        if self._last is not None:
+            stop = min(stop, self._last + 1)
+        gaps: list[memoryview] = []
+        block = first
+        while block < stop:  # once, or twice where the buffer's end is reached
+            place = (block - 1) % places
+            count = min(stop - block, places - place)
+            header, numbers = _DATA, [self._machine.wire_number(number) for number in range(block, block + count)]
+            fields = [field for number in numbers for field in (header, number)]
+            _headers(size, count).pack_into(self._window, place * stride, *fields)
+            gaps += self._gaps[place : place + count]
+            block += count
+        if stop - 1 == self._last:
             gaps[-1] = gaps[-1][: self._last_length]
-        wanted = sum(map(len, gaps))
+        wanted = (len(gaps) - 1) * size + len(gaps[-1])
         count = self._source.fill(gaps, self._loaded * size)
         if self._last is None and count < wanted:
             self._last, self._last_length = self._loaded + count // size + 1, count % size
             self._machine.end(self._last)
         elif count < wanted:
             raise LocalError(ErrorCode.UNDEFINED, "the file became shorter while it was sent")
-        self._loaded = blocks[-1]
+        self._loaded = stop - 1
 
     def _release(self, *, success: bool) -> None:
+        if self.report.confirmed:
+            self.report.bytes = self._bytes_acknowledged()
         self._source.close()

@@ -1,24 +1,27 @@
-"""The TFTP server: one listening socket, and a connected socket for each transfer.
+"""The TFTP server: what happens to a request, and what is known of running transfers.
 
-The listening socket hears requests and nothing else: an ERROR, DATA or ACK that arrives there gets no answer, so two
-servers can never be made to answer each other (CVE-2024-2169). A connected socket leaves it to the kernel to keep
-strangers out of a transfer, and reports at once when the client is gone.
+Sockets are in `ports`, files in `storage`, limits in `guard`. A request meets the cheapest check first: whether the
+client is admitted, whether it repeats itself, whether there is room; only then is a file opened, and only then does
+the client hear of options. What is refused for want of room or by address gets no answer: clients ask
+again, and nothing is reflected to an address that may be forged.
 """
 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
-import os
-import socket
-from typing import Final, Self, cast
+import time
+from collections.abc import Callable
+from typing import Any, Final, Literal, Self
 
 import attrs
 
 from asyncnet.addresses import Address, format_address
 from asyncnet.errors import LocalError, PacketError, RemoteError
-from asyncnet.opening import Opening
-from asyncnet.tftp.files import NetasciiSink, NetasciiSource
+from asyncnet.tftp.files import BytesSource, NetasciiSink, NetasciiSource, Sink, Source
+from asyncnet.tftp.guard import Guard
+from asyncnet.tftp.journal import Outcome, TransferRecord
 from asyncnet.tftp.options import DEFAULT_LIMITS, Limits, negotiate
 from asyncnet.tftp.packets import (
     Ack,
@@ -30,18 +33,21 @@ from asyncnet.tftp.packets import (
     decode_packet,
     encode_packet,
 )
+from asyncnet.tftp.ports import Arrival, Listener, transfer_socket
 from asyncnet.tftp.receiving import ReceiveSession
 from asyncnet.tftp.retransmit import DEFAULT_TIMING, Timing
 from asyncnet.tftp.sending import SendSession
-from asyncnet.tftp.session import Session, prepare_socket
-from asyncnet.tftp.storage import Directory, WritePolicy, error_packet_fields
+from asyncnet.tftp.session import Session
+from asyncnet.tftp.storage import Request, Storage, error_packet_fields
 from asyncnet.tftp.transfer import Receiver, Sender
 from asyncnet.udp.create import attach
-from asyncnet.udp.sockets import open_socket
 
-__all__ = ["Server", "ServerStats", "serve"]
+__all__ = ["Hooks", "Server", "ServerStats", "Settings"]
 
 logger: Final = logging.getLogger("asyncnet.tftp")
+
+_UNHEARD_RETRANSMITS: Final = 3
+"""To a client that has not answered at all: its address may be forged, and what is sent there hurts somebody else."""
 
 
 @attrs.define
@@ -61,198 +67,330 @@ class ServerStats:
     """Ended by the client before the first block: it wanted the size, or only to see whether the file exists."""
     refused: int = 0
     """Requests answered with an ERROR."""
+    silenced: int = 0
+    """Requests refused without an ERROR, because their source had been sent too many."""
+    denied: int = 0
+    """Requests of addresses that are not admitted; they get no answer."""
     duplicates: int = 0
     """Requests that repeated one whose transfer had begun."""
     dropped: int = 0
-    """Requests that got no answer because `max_sessions` transfers were running."""
+    """Requests that got no answer because a limit on transfers, clients or memory was reached."""
     malformed: int = 0
     """Datagrams on the listening socket that are no request."""
+    unsent: int = 0
+    """Datagrams dropped on a single port because too many waited to leave."""
     sent_bytes: int = 0
     received_bytes: int = 0
     retransmitted: int = 0
 
 
-class Server(asyncio.DatagramProtocol):
+@attrs.frozen
+class Hooks:
+    """What is called at the stages of a transfer; an exception is logged and changes nothing."""
+
+    on_start: Callable[[Request], object] | None = None
+    on_progress: Callable[[Request, int, int | None], object] | None = None
+    """With the bytes so far and, where it is known, their number in all."""
+    on_end: Callable[[TransferRecord], object] | None = None
+
+
+@attrs.frozen
+class Settings:
+    """How a server runs; `serve` explains them."""
+
+    limits: Limits = DEFAULT_LIMITS
+    timing: Timing = DEFAULT_TIMING
+    grace: float = 5.0
+    ports: range | None = None
+    log_format: Literal["text", "json"] = "text"
+    hooks: Hooks = Hooks()
+
+
+@attrs.define(eq=False)
+class _Transfer:
+    """A request and what became of it."""
+
+    request: Request
+    arrival: Arrival
+    memory: int = 0
+    """Bytes of its window, as the guard knows them."""
+    session: Session | None = None
+
+
+class Server:
     """A running TFTP server; made by `serve`."""
 
-    def __init__(self, source: Directory, *, limits: Limits, max_sessions: int, grace: float, timing: Timing) -> None:
-        self.stats = ServerStats()
-        self._source = source
-        self._limits = limits
-        self._max_sessions = max_sessions
-        self._grace = grace
-        self._timing = timing
-        self._transport: asyncio.DatagramTransport | None = None
-        self._address: Address = ("", 0)
-        self._running: dict[Address, tuple[bytes, Session]] = {}  # by the client's address
+    def __init__(self, storage: Storage, guard: Guard, settings: Settings) -> None:
+        self.listeners: list[Listener] = []
+        self._stats = ServerStats()
+        self._storage = storage
+        self._guard = guard
+        self._settings = settings
+        self._transfers: dict[tuple[Listener, Address], _Transfer] = {}
         self._sessions: set[Session] = set()  # with those that dally
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._closed = asyncio.Event()
+        self._closing = asyncio.Event()
 
     @property
     def address(self) -> Address:
-        """The address that the server listens on, with the real port."""
-        return self._address
+        """The first address that the server listens on, with the real port."""
+        return self.listeners[0].address
 
-    # What the transport calls.
+    @property
+    def addresses(self) -> list[Address]:
+        """Every address that the server listens on."""
+        return [listener.address for listener in self.listeners]
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.DatagramTransport, transport)
-        self._address = transport.get_extra_info("sockname")
-
-    def datagram_received(self, data: bytes, addr: Address) -> None:
-        try:
-            request = decode_packet(data)
-        except PacketError as exc:
-            self.stats.malformed += 1
-            logger.debug("%s sent no request: %s", format_address(addr), exc)
-            return
-        if not isinstance(request, ReadRequest | WriteRequest):
-            self.stats.malformed += 1
-            return
-        if self._is_repeated(data, addr):
-            self.stats.duplicates += 1
-            return
-        if len(self._running) >= self._max_sessions:  # a client that gets no answer tries again later
-            self.stats.dropped += 1
-            return
-        self.stats.requests += 1
-        try:
-            session = self._new_session(request)
-        except Exception as exc:
-            self._refuse(request, addr, exc)
-            return
-        session.on_over = lambda session: self._over(session, request, addr)
-        self._running[addr] = (data, session)
-        self._sessions.add(session)
-        self.stats.active = len(self._running)
-        self._idle.clear()
-        task = asyncio.get_running_loop().create_task(self._open(session, addr))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    def error_received(self, exc: Exception) -> None:
-        logger.debug("error on the listening socket: %s", exc)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        self._closed.set()
+    @property
+    def stats(self) -> ServerStats:
+        """What the server has counted so far."""
+        self._stats.unsent = sum(listener.unsent for listener in self.listeners)
+        return self._stats
 
     # A request.
 
-    def _is_repeated(self, data: bytes, addr: Address) -> bool:
+    def arrived(self, arrival: Arrival) -> None:
+        """Handle a datagram on a listening socket that belongs to no transfer."""
+        try:
+            packet = decode_packet(arrival.data)
+        except PacketError as exc:
+            self._stats.malformed += 1
+            logger.debug("%s sent no request: %s", format_address(arrival.peer), exc)
+            return
+        if not isinstance(packet, ReadRequest | WriteRequest):
+            self._stats.malformed += 1
+            return
+        host = str(arrival.peer[0])
+        if not self._guard.admits(host):
+            self._stats.denied += 1
+        elif self._is_repeated(arrival):
+            self._stats.duplicates += 1
+        elif self._closing.is_set() or not self._guard.has_room(host, 0):
+            self._stats.dropped += 1
+        else:
+            self._begin(packet, arrival)
+
+    def _is_repeated(self, arrival: Arrival) -> bool:
         """Boot ROMs repeat a request from the same port; another request from it means a new transfer."""
-        known = self._running.get(addr)
+        known = self._transfers.get(arrival.key)
         if known is None:
             return False
-        request, session = known
-        if request == data and (session.resend_opening() or session.is_new):
+        session = known.session
+        if known.arrival.data == arrival.data and (
+            session is None or session.resend_opening() or (session.is_new and not session.over)
+        ):
             return True
-        session.fail(LocalError(ErrorCode.UNDEFINED, "replaced by a new request"))
+        if session is not None:
+            session.fail(LocalError(ErrorCode.UNDEFINED, "replaced by a new request"))
+        self._forget(known)
         return False
 
-    def _new_session(self, request: ReadRequest | WriteRequest) -> Session:
-        if request.mode not in ("octet", "netascii"):
-            raise LocalError(ErrorCode.ILLEGAL_OPERATION, "the mode must be octet or netascii")
-        is_text = request.mode == "netascii"
-        if isinstance(request, ReadRequest):
-            file = self._source.open_read(request.filename)
-            source = NetasciiSource(file) if is_text else file
-            options, accepted = negotiate(request.options, limits=self._limits, size=source.size)
-            sender = Sender(opening=bool(accepted), timing=self._timing.capped_by(options.timeout))
-            opening = encode_packet(OptionAck(accepted)) if accepted else b""
-            return SendSession(source, sender, opening=opening, options=options)
-        target = self._source.open_write(request.filename)
-        sink = NetasciiSink(target) if is_text else target
-        options, accepted = negotiate(request.options, limits=self._limits, is_write=True)
-        receiver = Receiver(keep_beyond_gap=sink.random_access, timing=self._timing.capped_by(options.timeout))
-        opening = encode_packet(OptionAck(accepted) if accepted else Ack(0))
-        return ReceiveSession(sink, receiver, opening=opening, options=options)
-
-    def _refuse(self, request: ReadRequest | WriteRequest, addr: Address, exc: Exception) -> None:
-        self.stats.refused += 1
-        code, text = error_packet_fields(exc)
-        unexpected = not isinstance(exc, LocalError | OSError)
-        logger.log(
-            logging.ERROR if unexpected else logging.INFO,
-            "%s %s %r refused: %s",
-            format_address(addr),
-            _verb(request),
-            request.filename,
-            text,
-            exc_info=exc if unexpected else None,
+    def _begin(self, packet: ReadRequest | WriteRequest, arrival: Arrival) -> None:
+        request = Request(
+            peer=arrival.peer,
+            name=packet.filename,
+            is_write=isinstance(packet, WriteRequest),
+            mode=packet.mode,
+            options=packet.options,
+            local_addr=arrival.local_addr,
+            interface=arrival.interface,
         )
+        transfer = _Transfer(request, arrival)
+        self._stats.requests += 1
+        self._guard.enter(str(arrival.peer[0]), 0)
+        self._transfers[arrival.key] = transfer
+        self._stats.active = len(self._transfers)
+        self._idle.clear()
         try:
-            with self._new_socket(addr) as sock:
-                sock.send(encode_packet(Error(code, text)))
-        except OSError as exc:
-            logger.debug("cannot tell %s: %s", format_address(addr), exc)
+            if request.mode not in ("octet", "netascii"):
+                raise LocalError(ErrorCode.ILLEGAL_OPERATION, "the mode must be octet or netascii")
+            opened: Any = self._storage.open_write(request) if request.is_write else self._storage.open_read(request)
+            if not inspect.isawaitable(opened):
+                self._start(transfer, opened)
+                return
+        except Exception as exc:
+            self._refuse(transfer, exc)
+            return
+        self._run(self._start_later(transfer, opened))
 
-    def _new_socket(self, addr: Address) -> socket.socket:
-        """Return a socket on the address that this server listens on and a free port, connected to `addr`."""
-        sock = socket.socket(socket.AF_INET6 if ":" in addr[0] else socket.AF_INET, socket.SOCK_DGRAM)
+    async def _start_later(self, transfer: _Transfer, opening: Any) -> None:
         try:
-            sock.setblocking(False)
-            prepare_socket(sock)
-            sock.bind((self._address[0], 0, *self._address[2:]))
-            sock.connect(addr)
+            opened = await opening
+            if self._transfers.get(transfer.arrival.key) is not transfer:
+                _discard(opened)  # the client has asked for something else meanwhile
+                return
+            self._start(transfer, opened)
+        except Exception as exc:
+            self._refuse(transfer, exc)
+
+    def _start(self, transfer: _Transfer, opened: Any) -> None:
+        request, arrival = transfer.request, transfer.arrival
+        try:
+            session = self._sending(request, opened) if not request.is_write else self._receiving(request, opened)
         except BaseException:
-            sock.close()
+            _discard(opened)
             raise
-        return sock
+        host, memory = str(arrival.peer[0]), session.options.block_size * session.options.window_size
+        self._guard.leave(host, 0)
+        if not self._guard.has_room(host, memory):
+            self._guard.enter(host, 0)
+            self._stats.dropped += 1
+            self._stats.requests -= 1
+            self._forget(transfer)
+            _discard(opened)
+            return
+        self._guard.enter(host, memory)
+        transfer.memory = memory
+        transfer.session = session
+        session.on_over = lambda session: self._over(session, transfer)
+        self._sessions.add(session)
+        self._call(self._settings.hooks.on_start, request)
+        if arrival.listener.single_port:
+            arrival.listener.enter(session, arrival)
+        else:
+            self._run(self._open_socket(session, arrival))
 
-    async def _open(self, session: Session, addr: Address) -> None:
+    def _sending(self, request: Request, opened: Source | bytes) -> Session:
+        source: Source = BytesSource(opened) if isinstance(opened, bytes) else opened
+        if request.mode == "netascii":
+            source = NetasciiSource(source)
+        options, accepted = negotiate(request.options, limits=self._settings.limits, size=source.size)
+        timing = self._settings.timing.capped_by(options.timeout)
+        sender = Sender(opening=bool(accepted), timing=timing, unheard_retransmits=_UNHEARD_RETRANSMITS)
+        opening = encode_packet(OptionAck(accepted)) if accepted else b""
+        return SendSession(source, sender, opening=opening, options=options, progress=self._progress_of(request))
+
+    def _receiving(self, request: Request, sink: Sink) -> Session:
+        if request.mode == "netascii":
+            sink = NetasciiSink(sink)
+        options, accepted = negotiate(request.options, limits=self._settings.limits, is_write=True)
+        timing = self._settings.timing.capped_by(options.timeout)
+        receiver = Receiver(keep_beyond_gap=sink.random_access, timing=timing, unheard_retransmits=_UNHEARD_RETRANSMITS)
+        opening = encode_packet(OptionAck(accepted) if accepted else Ack(0))
+        return ReceiveSession(sink, receiver, opening=opening, options=options, progress=self._progress_of(request))
+
+    def _progress_of(self, request: Request) -> Callable[[int, int | None], object] | None:
+        hook = self._settings.hooks.on_progress
+        return None if hook is None else lambda done, total: self._call(hook, request, done, total)
+
+    async def _open_socket(self, session: Session, arrival: Arrival) -> None:
         try:
             trains = isinstance(session, ReceiveSession) and session.options.window_size > 1
-            await attach(session, self._new_socket(addr), trains=trains)
+            await attach(session, transfer_socket(arrival, self._settings.ports), trains=trains)
         except Exception as exc:
             session.fail(exc)
         except BaseException as exc:
             session.fail(exc)
             raise
 
-    def _over(self, session: Session, request: ReadRequest | WriteRequest, addr: Address) -> None:
-        known = self._running.get(addr)
-        if known is not None and known[1] is session:
-            del self._running[addr]
-        self._sessions = {s for s in self._sessions if not s.closed}
-        report, stats = session.report, self.stats
-        stats.active = len(self._running)
-        stats.retransmitted += report.retransmitted
-        if isinstance(request, ReadRequest):
-            stats.sent_bytes += report.bytes
-        else:
-            stats.received_bytes += report.bytes
-        stats.completed += session.error is None
-        stats.unconfirmed += not report.confirmed
-        probe = isinstance(session.error, RemoteError) and session.error.code in (0, 8) and session.is_new
-        stats.probes += probe
-        stats.failed += session.error is not None and not probe
-        if not self._running:
-            self._idle.set()
-        rate = report.bytes / report.seconds / 1e6 if report.seconds else 0.0
-        end = "probe" if probe else session.error or ("complete" if report.confirmed else "sent, unconfirmed")
-        logger.info(
-            "%s %s %r: %d bytes in %.3f s, %.1f MB/s, %d retransmitted: %s",
-            *(format_address(addr), _verb(request), request.filename, report.bytes, report.seconds, rate),
-            *(report.retransmitted, end),
-        )
+    def _refuse(self, transfer: _Transfer, exc: Exception) -> None:
+        request, arrival = transfer.request, transfer.arrival
+        if self._transfers.get(arrival.key) is not transfer:
+            return
+        self._forget(transfer)
+        code, text = error_packet_fields(exc)
+        if not isinstance(exc, LocalError | OSError):
+            logger.error("%s %r: the storage failed", format_address(arrival.peer), request.name, exc_info=exc)
+        self._record(request, Outcome.REFUSED, error=text)
+        if not self._guard.may_send_error(str(arrival.peer[0]), time.monotonic()):
+            self._stats.silenced += 1
+            return
+        self._stats.refused += 1
+        answer = encode_packet(Error(code, text))
+        try:
+            if arrival.listener.single_port:
+                arrival.listener.send(answer, arrival.peer, arrival.reply_addr)
+            else:
+                with transfer_socket(arrival, self._settings.ports) as sock:
+                    sock.send(answer)
+        except OSError as failure:
+            logger.debug("cannot tell %s: %s", format_address(arrival.peer), failure)
 
-    # The end.
+    # The end of a transfer.
+
+    def _forget(self, transfer: _Transfer) -> None:
+        if self._transfers.get(transfer.arrival.key) is transfer:
+            del self._transfers[transfer.arrival.key]
+            self._guard.leave(str(transfer.arrival.peer[0]), transfer.memory)
+            self._stats.active = len(self._transfers)
+            if not self._transfers:
+                self._idle.set()
+
+    def _over(self, session: Session, transfer: _Transfer) -> None:
+        self._forget(transfer)
+        if len(self._sessions) > 2 * len(self._transfers) + 16:
+            self._sessions = {each for each in self._sessions if not each.closed}
+        request, report, stats = transfer.request, session.report, self._stats
+        stats.retransmitted += report.retransmitted
+        if request.is_write:
+            stats.received_bytes += report.bytes
+        else:
+            stats.sent_bytes += report.bytes
+        error = session.error
+        if error is None:
+            outcome = Outcome.COMPLETE if report.confirmed else Outcome.UNCONFIRMED
+        elif isinstance(error, RemoteError) and error.code in (0, 8) and session.is_new:
+            outcome = Outcome.PROBE
+        else:
+            outcome = Outcome.FAILED
+        stats.completed += error is None
+        stats.unconfirmed += outcome is Outcome.UNCONFIRMED
+        stats.probes += outcome is Outcome.PROBE
+        stats.failed += outcome is Outcome.FAILED
+        self._record(request, outcome, session, error=str(error) if outcome is Outcome.FAILED else None)
+
+    def _record(
+        self, request: Request, outcome: Outcome, session: Session | None = None, *, error: str | None = None
+    ) -> None:
+        hooks = self._settings.hooks
+        if hooks.on_end is None and not logger.isEnabledFor(logging.INFO):
+            return
+        report = session.report if session is not None else None
+        record = TransferRecord(
+            peer=request.peer,
+            name=request.name,
+            is_write=request.is_write,
+            mode=request.mode,
+            bytes=report.bytes if report else 0,
+            seconds=report.seconds if report else 0.0,
+            block_size=report.block_size if report else 0,
+            window_size=report.window_size if report else 0,
+            retransmitted=report.retransmitted if report else 0,
+            outcome=outcome,
+            error=error,
+        )
+        logger.info("%s", record.json() if self._settings.log_format == "json" else record.line())
+        self._call(hooks.on_end, record)
+
+    def _call(self, hook: Callable[..., object] | None, *arguments: object) -> None:
+        if hook is not None:
+            try:
+                hook(*arguments)
+            except Exception:
+                logger.exception("a hook failed")
+
+    def _run(self, coroutine: Any) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # The end of the server.
 
     async def serve_forever(self) -> None:
         """Serve until the server is closed, or this call is cancelled; then finish running transfers and close."""
         try:
-            await self._closed.wait()
+            await self._closing.wait()
         finally:
             await self.aclose()
 
     def close(self) -> None:
         """Accept no more requests; running transfers go on."""
-        if self._transport is not None:
-            self._transport.close()
+        self._closing.set()
+        for listener in self.listeners:
+            if not listener.single_port:
+                listener.close()
 
     async def aclose(self, grace: float | None = None) -> None:
         """Accept no more requests, wait for running transfers, then end those that are left.
@@ -262,7 +400,7 @@ class Server(asyncio.DatagramProtocol):
         """
         self.close()
         try:
-            async with asyncio.timeout(self._grace if grace is None else grace):
+            async with asyncio.timeout(self._settings.grace if grace is None else grace):
                 await self._idle.wait()
         except TimeoutError:
             pass
@@ -271,11 +409,14 @@ class Server(asyncio.DatagramProtocol):
                 session.close()
             for task in list(self._tasks):
                 task.cancel()
+            for listener in self.listeners:
+                listener.close()
         for session in list(self._sessions):
             await session.wait_closed()
         self._sessions.clear()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._closed.wait()
+        for listener in self.listeners:
+            await listener.closed.wait()
 
     async def __aenter__(self) -> Self:
         return self
@@ -284,46 +425,10 @@ class Server(asyncio.DatagramProtocol):
         await self.aclose()
 
 
-def _verb(request: ReadRequest | WriteRequest) -> str:
-    return "read" if isinstance(request, ReadRequest) else "write"
-
-
-def serve(
-    source: str | os.PathLike[str] | Directory,
-    host: str = "127.0.0.1",
-    port: int = 69,
-    *,
-    write: str | WritePolicy = WritePolicy.NONE,
-    max_sessions: int = 1000,
-    limits: Limits = DEFAULT_LIMITS,
-    grace: float = 5.0,
-    timing: Timing = DEFAULT_TIMING,
-) -> Opening[Server]:
-    """Serve a directory: ``async with serve(...) as server: await server.serve_forever()``.
-
-    Args:
-        source: the directory; clients reach regular files below it, and nothing outside.
-        host: an address of this host; ``"0.0.0.0"`` for every IPv4 address.
-        port: 0 takes any free one.
-        write: ``"none"``, ``"create"`` for new files only, or ``"overwrite"``.
-        max_sessions: transfers that may run at once; further requests get no answer, which makes clients try again.
-        limits: what the options may be at most.
-        grace: seconds that running transfers get when the server closes.
-        timing: how long to wait for acknowledgements.
-
-    Raises:
-        ValueError: `write` is no such policy, or `max_sessions` is below 1.
-        OSError: the directory cannot be read, or the address cannot be used.
-    """
-    policy = WritePolicy(write)
-    if max_sessions < 1:
-        raise ValueError(f"max_sessions must be at least 1, not {max_sessions}")
-
-    async def open_() -> Server:
-        directory = source if isinstance(source, Directory) else Directory(source, write=policy)
-        server = Server(directory, limits=limits, max_sessions=max_sessions, grace=grace, timing=timing)
-        sock = await open_socket(local=(host or "0.0.0.0", port))
-        await attach(server, sock)
-        return server
-
-    return Opening(open_)
+def _discard(opened: object) -> None:
+    """Let go of what a storage has opened."""
+    for name in ("abort", "close"):
+        release = getattr(opened, name, None)
+        if release is not None:
+            release()
+            return

@@ -14,7 +14,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Final, TypeAlias, cast
+from typing import Any, Final, Protocol, TypeAlias, cast
 
 import attrs
 
@@ -33,7 +33,6 @@ from asyncnet.tftp.packets import (
 )
 from asyncnet.tftp.storage import error_packet_fields
 from asyncnet.tftp.transfer import Receiver, Sender, State
-from asyncnet.udp.transport import DatagramTransport
 
 __all__ = ["Progress", "Report", "Session", "prepare_socket"]
 
@@ -65,6 +64,18 @@ class Report:
     """Datagrams that were no packet of this transfer."""
     confirmed: bool = True
     """False when only the last acknowledgement is missing."""
+
+
+class Wire(Protocol):
+    """What a session sends by: the transport of a socket, or a share of one."""
+
+    def sendto(self, data: bytes | memoryview, addr: Address | None = None) -> None: ...
+
+    def send_segments(self, data: memoryview, segment_size: int, addr: Address | None = None) -> None: ...
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any: ...
+
+    def close(self) -> None: ...
 
 
 class Session(asyncio.DatagramProtocol, ABC):
@@ -101,7 +112,7 @@ class Session(asyncio.DatagramProtocol, ABC):
         self._negotiate = negotiate
         self._progress = progress
         self._tid_errors = 0
-        self._transport: DatagramTransport | None = None
+        self._transport: Wire | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -114,8 +125,8 @@ class Session(asyncio.DatagramProtocol, ABC):
 
     # What the transport calls.
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(DatagramTransport, transport)
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._started = self._clock()
         if self.over:  # aborted while the socket was being opened
@@ -317,7 +328,7 @@ class Session(asyncio.DatagramProtocol, ABC):
             self._transport.close()
 
     def _timed_out(self) -> TimeoutError:
-        tries = self._machine.timer.timing.max_retransmits
+        tries = self._machine.timer.limit
         return TimeoutError(f"{format_address(self._address)} does not answer: {tries} retransmissions were in vain")
 
     def _end(self, error: BaseException | None = None, *, tell_peer: bool = True) -> None:

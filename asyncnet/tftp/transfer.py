@@ -35,6 +35,9 @@ Rollover: TypeAlias = Literal[0, 1]
 
 _NOTHING: Final = range(0)
 
+_MEASURE_EVERY: Final = 0.002
+"""Seconds between two measurements of the round trip; one for each block would cost more than it tells."""
+
 
 class State(Enum):
     """Where a transfer stands."""
@@ -74,6 +77,7 @@ class Sender:
         opening: whether block 0 is to be sent and acknowledged first.
         rollover: the number that follows 65535.
         timing: the bounds of the retransmit timeout.
+        unheard_retransmits: retransmissions to a peer that has not answered at all; by default as many as to others.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Sender:
         opening: bool = True,
         rollover: Rollover = 0,
         timing: Timing = DEFAULT_TIMING,
+        unheard_retransmits: int | None = None,
     ) -> None:
         self.state = State.ACTIVE
         self.deadline: float | None = None
@@ -93,6 +98,8 @@ class Sender:
         self.ignored = 0
         """ACKs that asked for nothing."""
         self.timer = RetransmitTimer(timing)
+        if unheard_retransmits is not None:
+            self.timer.limit = unheard_retransmits
         self._rollover: Rollover = rollover
         self._last = last
         self._base = 0 if opening else 1  # the first block not acknowledged
@@ -101,6 +108,7 @@ class Sender:
         self._heard = False  # whether the peer acknowledged anything
         self._flight_at = 0.0  # when the last range left
         self._timed: tuple[int, float] | None = None  # the block being timed, and when it left
+        self._measure_at = 0.0  # no round trip is timed before
         self.configure(window_size=window_size)
 
     def configure(self, *, window_size: int) -> None:
@@ -127,6 +135,23 @@ class Sender:
 
     def receive_ack(self, number: int, now: float) -> range:
         """Take an ACK's block number as it stands on the wire; return the blocks to send."""
+        base = self._next
+        if number == (base - 1) & 0xFFFF and self._highest == base > self._base and self._heard and not self._rollover:
+            # All that was sent is acknowledged: what `_advance` and `_flight` do, without their questions.
+            timer, timed, last, end = self.timer, self._timed, self._last, base + self.window_size
+            if last is None or end <= last:
+                if timed is not None:
+                    timer.measured(now - timed[1])
+                    self._timed = None
+                    self._measure_at = now + _MEASURE_EVERY
+                elif now >= self._measure_at:
+                    self._timed = end - 1, now
+                timer.retransmits = 0
+                self._base = base
+                self._next = self._highest = end
+                self._flight_at = now
+                self.deadline = now + timer.unhurried
+                return range(base, end)
         block = unwrap(number, self._base, self._rollover)
         if self.state is not State.ACTIVE or not self._base - 1 <= block < self._highest:
             self.ignored += 1
@@ -209,6 +234,7 @@ class Receiver:
         rollover: the number that follows 65535; None learns it from the peer in lock-step and is 0 with a window.
         keep_beyond_gap: whether blocks may be stored out of order.
         timing: the bounds of the retransmit timeout.
+        unheard_retransmits: retransmissions to a peer that has not answered at all; by default as many as to others.
     """
 
     def __init__(
@@ -219,6 +245,7 @@ class Receiver:
         rollover: Rollover | None = None,
         keep_beyond_gap: bool = True,
         timing: Timing = DEFAULT_TIMING,
+        unheard_retransmits: int | None = None,
     ) -> None:
         self.state = State.ACTIVE
         self.deadline: float | None = None
@@ -228,6 +255,8 @@ class Receiver:
         self.retransmitted = 0
         """ACKs and opening packets that were due again after a silence."""
         self.timer = RetransmitTimer(timing)
+        if unheard_retransmits is not None:
+            self.timer.limit = unheard_retransmits
         self._rollover = rollover
         self._keep = keep_beyond_gap
         self._kept: set[int] = set()  # blocks beyond the gap; less than a window of them

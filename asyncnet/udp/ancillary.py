@@ -44,6 +44,8 @@ class Datagram(NamedTuple):
     """Datagrams that the kernel had dropped before this one, for want of room in the receive buffer."""
     truncated: bool = False
     """Whether it was larger than the buffer for it."""
+    reply_addr: str | None = None
+    """The address of this host to answer from: for a broadcast not `local_addr`, for multicast over IPv6 None."""
 
 
 def ask_for(sock: socket.socket, *, trains: bool, notes: bool) -> None:
@@ -80,14 +82,17 @@ def datagrams_of(data: bytes, addr: Address, notes: Iterable[tuple[int, int, byt
         flags: of the message.
     """
     local_addr: str | None = None
+    reply_addr: str | None = None
     interface = tos = segment_size = dropped = 0
     for level, kind, value in notes:
         if level == SOL_UDP and kind == UDP_GRO:
             segment_size = _integer(value[:4])
         elif level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
             interface, local_addr = _integer(value[:4]), socket.inet_ntop(socket.AF_INET, value[8:12])
+            reply_addr = socket.inet_ntop(socket.AF_INET, value[4:8])
         elif level == socket.IPPROTO_IPV6 and kind == _IPV6_PKTINFO:
             interface, local_addr = _integer(value[16:20]), socket.inet_ntop(socket.AF_INET6, value[:16])
+            reply_addr = None if value[0] == 0xFF else local_addr
         elif level == socket.IPPROTO_IP and kind == _IP_TOS:
             tos = value[0]
         elif level == socket.IPPROTO_IPV6 and kind == _IPV6_TCLASS:
@@ -97,7 +102,7 @@ def datagrams_of(data: bytes, addr: Address, notes: Iterable[tuple[int, int, byt
     truncated = bool(flags & socket.MSG_TRUNC)
     step = segment_size or len(data) or 1
     return [
-        Datagram(data[start : start + step], addr, local_addr, interface, tos, dropped, truncated)
+        Datagram(data[start : start + step], addr, local_addr, interface, tos, dropped, truncated, reply_addr)
         for start in range(0, len(data) or 1, step)
     ]
 

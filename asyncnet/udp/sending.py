@@ -115,6 +115,9 @@ class SendingTransport(asyncio.DatagramTransport):
             if len(self._cork) >= SLOTS:
                 self._flush()
             return
+        if self._peer is not None and addr is None and not (self._batching or self._buffer or self._losses):
+            self._send_one(data, None)  # what `send` refuses to take is a TypeError too
+            return
         if type(data) is not bytes and not isinstance(data, bytearray | memoryview):
             raise TypeError(f"data must be bytes-like, not {type(data).__name__}")
         if (self._address is not None or addr is None or self._losses) and not self._may_send(addr):

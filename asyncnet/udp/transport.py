@@ -40,6 +40,7 @@ _SO_MEMINFO: Final = 55 if sys.platform == "linux" else -1
 _MEMINFO: Final = struct.Struct("=9I")
 """Linux's sock_diag.h, SK_MEMINFO_*: the last is the count of drops."""
 _NONE_WAITING: Final = bytes(4)
+_MOST_PATIENCE: Final = 16
 
 
 class DatagramTransport(SendingTransport):
@@ -76,6 +77,7 @@ class DatagramTransport(SendingTransport):
         self._paused = False
         self._undelivered: list[Any] = []  # received before reading was paused
         self._received_bytes = 0  # by the last batch
+        self._patience = self._unasked = 1  # single datagrams before the next look for more
         loop.call_soon(self._begin, waiter)
 
     def _begin(self, waiter: asyncio.Future[None] | None) -> None:
@@ -118,12 +120,16 @@ class DatagramTransport(SendingTransport):
             if self._batching or not self._singly:
                 self._receive_batches(self._receive())
             elif self._deliver_batch is None:
-                data, addr = self._sock.recvfrom(SLOT_SIZE)
+                if self._peer is not None:
+                    data, addr = self._sock.recv(SLOT_SIZE), self._peer
+                else:
+                    data, addr = self._sock.recvfrom(SLOT_SIZE)
                 try:
                     self._deliver_one(data, addr)
                 except Exception as exc:
                     self._report_exception(exc)
-                if self._reading and self._more_waits():
+                self._unasked -= 1
+                if not self._unasked and self._reading and self._more_waits():
                     self._receive_batches(self._receive())
             else:
                 first = self._sock.recvfrom(SLOT_SIZE)
@@ -138,7 +144,12 @@ class DatagramTransport(SendingTransport):
                 self._report_error(explain(exc, "reach", self._address))
 
     def _more_waits(self) -> bool:
-        return fcntl.ioctl(self._fd, termios.FIONREAD, _NONE_WAITING) != _NONE_WAITING
+        """Ask whether another datagram has come already; the longer none has, the less often this is asked."""
+        if fcntl.ioctl(self._fd, termios.FIONREAD, _NONE_WAITING) != _NONE_WAITING:
+            self._patience = self._unasked = 1
+            return True
+        self._patience = self._unasked = min(2 * self._patience, _MOST_PATIENCE)
+        return False
 
     def _receive_batches(self, batch: list[Any]) -> None:
         """Deliver a batch and, while they are full, some more."""

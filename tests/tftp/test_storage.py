@@ -10,7 +10,7 @@ import pytest
 
 from asyncnet.errors import LocalError
 from asyncnet.tftp.files import BytesSink, BytesSource, FileSink, FileSource, NetasciiSink, NetasciiSource, Sink, Source
-from asyncnet.tftp.storage import Directory, WritePolicy, error_packet_fields
+from asyncnet.tftp.storage import Directory, Request, WritePolicy, error_packet_fields
 
 CONTENT = bytes(range(256)) * 40
 
@@ -25,6 +25,10 @@ def root(tmp_path: Path) -> Path:
     (tmp_path / "served-private" / "secret").write_bytes(b"secret")
     (tmp_path / "secret").write_bytes(b"secret")
     return served
+
+
+def asked(name: str, *options: tuple[str, str]) -> Request:
+    return Request(("127.0.0.1", 50_000), name, options=options)
 
 
 def read_all(source: Source, piece: int = 100) -> bytes:
@@ -144,7 +148,7 @@ def test_a_text_sink_converts_line_ends_split_over_blocks() -> None:
 )
 def test_files_below_the_root_are_served(root: Path, name: str) -> None:
     expected = b"deep" if name.endswith("file") else CONTENT
-    assert read_all(Directory(root).open_read(name)) == expected
+    assert read_all(Directory(root).open_read(asked(name))) == expected
 
 
 @pytest.mark.parametrize(
@@ -154,13 +158,13 @@ def test_files_below_the_root_are_served(root: Path, name: str) -> None:
 )  # fmt: skip
 def test_names_that_lead_outside_are_refused_with_code_2(root: Path, name: str) -> None:
     with pytest.raises(LocalError) as caught:
-        Directory(root).open_read(name)
+        Directory(root).open_read(asked(name))
     assert caught.value.code == 2
 
 
 def test_absolute_paths_start_at_the_root_of_what_is_served(root: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        Directory(root).open_read(str(root.parent / "secret"))
+        Directory(root).open_read(asked(str(root.parent / "secret")))
 
 
 @pytest.mark.parametrize("name", ["link", "linkdir/secret", "inside"])
@@ -170,7 +174,7 @@ def test_symbolic_links_are_not_followed(root: Path, name: str) -> None:
     (root / "linkdir").symlink_to(root.parent)
     (root / "inside").symlink_to("boot.img")
     with pytest.raises(OSError, match=r"\w") as caught:
-        Directory(root).open_read(name)
+        Directory(root).open_read(asked(name))
     assert error_packet_fields(caught.value)[0] in (1, 2)
 
 
@@ -178,43 +182,43 @@ def test_only_regular_files_are_served(root: Path) -> None:
     os.mkfifo(root / "pipe")
     for name in ("pipe", "sub"):
         with pytest.raises((LocalError, OSError)) as caught:
-            Directory(root).open_read(name)
+            Directory(root).open_read(asked(name))
         assert error_packet_fields(caught.value)[0] == 1
 
 
 @pytest.mark.parametrize("name", ["", "/", ".", "no such file", "boot.img/below"])
 def test_missing_files_have_code_1(root: Path, name: str) -> None:
     with pytest.raises((LocalError, OSError)) as caught:
-        Directory(root).open_read(name)
+        Directory(root).open_read(asked(name))
     assert error_packet_fields(caught.value)[0] == 1
 
 
 def test_nothing_is_written_unless_allowed(root: Path) -> None:
     with pytest.raises(LocalError) as caught:
-        Directory(root).open_write("new")
+        Directory(root).open_write(asked("new"))
     assert caught.value.code == 2
 
 
 def test_create_writes_new_files_only(root: Path) -> None:
     directory = Directory(root, write=WritePolicy.CREATE)
-    sink = directory.open_write("sub/new")
+    sink = directory.open_write(asked("sub/new"))
     sink.store([memoryview(b"x")], 0)
     sink.commit()
     assert (root / "sub" / "new").read_bytes() == b"x"
     with pytest.raises(FileExistsError) as caught:
-        directory.open_write("boot.img")
+        directory.open_write(asked("boot.img"))
     assert error_packet_fields(caught.value)[0] == 6
 
 
 def test_overwrite_replaces_files_but_never_through_a_link(root: Path) -> None:
     directory = Directory(root, write=WritePolicy.OVERWRITE)
-    sink = directory.open_write("boot.img")
+    sink = directory.open_write(asked("boot.img"))
     sink.store([memoryview(b"new")], 0)
     sink.commit()
     assert (root / "boot.img").read_bytes() == b"new"
     (root / "link").symlink_to(root.parent / "secret")
     with pytest.raises(OSError, match="regular"):
-        directory.open_write("link")
+        directory.open_write(asked("link"))
     assert (root.parent / "secret").read_bytes() == b"secret"
 
 
@@ -222,10 +226,10 @@ def test_writing_leaves_no_descriptor_open(root: Path) -> None:
     directory = Directory(root, write=WritePolicy.OVERWRITE)
     before = os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else []
     for _ in range(3):
-        directory.open_write("sub/a").abort()
-        directory.open_write("sub/a").commit()
+        directory.open_write(asked("sub/a")).abort()
+        directory.open_write(asked("sub/a")).commit()
         with pytest.raises(FileNotFoundError):
-            directory.open_write("nowhere/a")
+            directory.open_write(asked("nowhere/a"))
     if before:
         assert len(os.listdir("/proc/self/fd")) == len(before)
 
@@ -234,3 +238,35 @@ def test_errors_on_the_wire_hold_no_path_of_this_host() -> None:
     code, text = error_packet_fields(FileNotFoundError(2, "No such file or directory", "/secret/place"))
     assert (code, text) == (1, "No such file or directory")
     assert error_packet_fields(RuntimeError("/secret/place")) == (0, "internal error")
+
+
+def test_an_upload_has_a_largest_size(root: Path) -> None:
+    directory = Directory(root, write=WritePolicy.CREATE, max_size=10)
+    with pytest.raises(LocalError, match="larger than 10") as caught:
+        directory.open_write(asked("new", ("tsize", "11")))
+    assert caught.value.code == 3
+    sink = directory.open_write(asked("new", ("TSIZE", "10")))
+    sink.store([memoryview(bytes(4)), memoryview(bytes(6))], 0)
+    with pytest.raises(LocalError, match="larger than 10"):
+        sink.store([memoryview(b"x")], 10)
+    sink.abort()
+    assert not (root / "new").exists()
+    assert not [name for name in os.listdir(root) if name.endswith(".part")]
+
+
+@pytest.mark.skipif(not hasattr(os, "fstatvfs"), reason="this system does not tell how much is free")
+def test_an_upload_needs_room(root: Path) -> None:
+    directory = Directory(root, write=WritePolicy.CREATE)
+    with pytest.raises(LocalError, match="no room") as caught:
+        directory.open_write(asked("new", ("tsize", str(1 << 60))))
+    assert caught.value.code == 3
+    directory.open_write(asked("new", ("tsize", "-5"))).abort()  # no number: it announces nothing
+
+
+def test_an_upload_is_on_the_disk_before_it_is_acknowledged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    for sync in (True, False):
+        directory = Directory(root, write=WritePolicy.OVERWRITE, sync=sync)
+        directory.open_write(asked("new")).commit()
+        assert len(synced) == 1

@@ -43,9 +43,12 @@ def root(tmp_path: Path) -> Path:
     return served
 
 
-@pytest.fixture
-async def server(root: Path) -> AsyncIterator[Server]:
-    async with serve(root, "127.0.0.1", 0, write="overwrite", timing=QUICK, grace=0.5) as server:
+@pytest.fixture(params=["a port each", "single port"])
+async def server(root: Path, request: pytest.FixtureRequest) -> AsyncIterator[Server]:
+    single_port = request.param == "single port"
+    async with serve(
+        root, "127.0.0.1", 0, write="overwrite", timing=QUICK, grace=0.5, single_port=single_port
+    ) as server:
         yield server
 
 

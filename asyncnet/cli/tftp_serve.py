@@ -1,0 +1,213 @@
+"""``asyncnet tftp serve``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from asyncnet import tftp
+from asyncnet.activation import inherited_sockets
+from asyncnet.addresses import explain, format_address
+from asyncnet.cli.common import Subparsers, address_argument, non_negative_float, positive_int, serve_until_signal
+from asyncnet.loops import run
+from asyncnet.opening import Opening
+from asyncnet.privileges import drop_privileges
+
+__all__ = ["add_serve_parser"]
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def add_serve_parser(commands: Subparsers) -> None:
+    """Add ``serve`` to the commands of ``tftp``."""
+    serve = commands.add_parser(
+        "serve",
+        help="serve a directory",
+        description="Serve a directory by TFTP. SIGTERM finishes running transfers first. "
+        "Sockets that systemd hands over (LISTEN_FDS) are used instead of --bind.",
+    )
+    serve.add_argument("directory", metavar="DIR")
+    _add_addresses(serve.add_argument_group("where it listens and answers"))
+    _add_files(serve.add_argument_group("what it serves"))
+    _add_limits(serve.add_argument_group("whom, and how much"))
+    _add_output(serve.add_argument_group("what it tells"))
+    serve.set_defaults(run=_serve)
+
+
+def _add_addresses(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--bind", type=address_argument("127.0.0.1", 69), action="append", metavar="HOST:PORT",
+                       help="where to listen (default: 127.0.0.1:69); may be repeated; 0.0.0.0:69 serves the network "
+                            "by IPv4, [::]:69 by IPv6, :69 by both")  # fmt: skip
+    group.add_argument("--single-port", action="store_true",
+                       help="answer from the listening port, which passes NAT, Docker and Kubernetes")  # fmt: skip
+    group.add_argument("--ports", type=_port_range, metavar="FIRST-LAST", help="ports of transfers, for a firewall")
+    group.add_argument("--reuse-port", action="store_true", help="share the port with other servers")
+    group.add_argument("--user", metavar="NAME", help="become this user once the port is open")
+
+
+def _add_files(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--write", choices=[policy.value for policy in tftp.WritePolicy], default="none",
+                       help="what clients may write (default: none)")  # fmt: skip
+    group.add_argument("--max-file-size", type=_size, metavar="SIZE", help="of an upload: 500M, 2G")
+    group.add_argument("--root", action="append", default=[], type=_root, metavar="NETWORK=DIR",
+                       help="clients of a network look in this directory first; may be repeated")  # fmt: skip
+    group.add_argument("--remap", action="append", default=[], type=_rule, metavar="REGEX=REPLACEMENT",
+                       help="rewrite file names; the first rule that matches counts; may be repeated")  # fmt: skip
+    group.add_argument("--remap-test", metavar="NAME", help="say what the rules make of a name, and exit")
+
+
+def _add_limits(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--allow", action="append", default=[], metavar="NETWORK",
+                       help="admit only clients of this network; may be repeated")  # fmt: skip
+    group.add_argument("--deny", action="append", default=[], metavar="NETWORK",
+                       help="admit no client of this network; may be repeated")  # fmt: skip
+    group.add_argument("--max-sessions", type=positive_int, default=1000, metavar="N",
+                       help="transfers at once; further requests get no answer until there is room "
+                            "(default: 1000)")  # fmt: skip
+    group.add_argument("--max-sessions-per-client", type=positive_int, metavar="N",
+                       help="transfers at once of one client")  # fmt: skip
+    group.add_argument("--max-memory", type=_size, metavar="SIZE", help="of all windows together: 64M")
+    group.add_argument("--max-block-size", type=positive_int, default=65464, metavar="BYTES",
+                       help="grant no larger blocks (default: 65464)")  # fmt: skip
+    group.add_argument("--max-window-size", type=positive_int, default=64, metavar="BLOCKS",
+                       help="grant no larger windows (default: 64)")  # fmt: skip
+    group.add_argument("--invalid-option", choices=("ignore", "error"), default="ignore",
+                       help="what an option with an invalid value meets (default: ignore)")  # fmt: skip
+    group.add_argument("--grace", type=non_negative_float, default=5.0, metavar="SECONDS",
+                       help="that running transfers get at the end (default: 5)")  # fmt: skip
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--log", choices=("text", "json"), default="text", help="how each transfer's line looks")
+    group.add_argument("--quiet", action="store_true", help="log no transfers")
+    group.add_argument("--metrics", type=address_argument("127.0.0.1", None), metavar="HOST:PORT",
+                       help="serve Prometheus metrics by HTTP")  # fmt: skip
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    if arguments.remap_test is not None:
+        print(tftp.explain_remap(arguments.remap, arguments.remap_test))
+        return 0
+    level = logging.WARNING if arguments.quiet else logging.INFO
+    style = "%(message)s" if arguments.log == "json" else "%(asctime)s %(message)s"
+    logging.basicConfig(level=level, format=style, stream=sys.stderr)
+    return run(_serve_until_signal(arguments))
+
+
+async def _serve_until_signal(arguments: argparse.Namespace) -> int:
+    opening = _opening(arguments)
+    with ExitStack() as stack:
+
+        async def open_() -> tftp.Server:
+            server = await opening
+            try:
+                if arguments.metrics is not None:
+                    stack.enter_context(_metrics(server, *arguments.metrics))
+                if arguments.user is not None:
+                    drop_privileges(arguments.user)
+            except BaseException:
+                await server.aclose(0)
+                raise
+            return server
+
+        await serve_until_signal(Opening(open_))
+    return 0
+
+
+@contextmanager
+def _metrics(server: tftp.Server, host: str, port: int) -> Iterator[None]:
+    """Answer Prometheus by HTTP, in a thread."""
+    collector = tftp.MetricsCollector(server)
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    registry = CollectorRegistry()
+    registry.register(collector)
+    try:
+        http, thread = start_http_server(port, addr=host, registry=registry)
+    except OSError as exc:
+        raise explain(exc, "bind TCP", (host, port)) from exc
+    logging.getLogger("asyncnet.tftp").info("metrics on http://%s/metrics", format_address(http.server_address[:2]))
+    try:
+        yield
+    finally:
+        http.shutdown()
+        http.server_close()
+        thread.join()
+
+
+def _opening(arguments: argparse.Namespace) -> Opening[tftp.Server]:
+    write = tftp.WritePolicy(arguments.write)
+
+    def directory(path: str) -> tftp.Directory:
+        return tftp.Directory(path, write=write, max_size=arguments.max_file_size)
+
+    storage: tftp.Storage = directory(arguments.directory)
+    if arguments.root:
+        storage = tftp.Roots(storage, {network: directory(path) for network, path in arguments.root})
+    if arguments.remap:
+        storage = tftp.Remapped(storage, arguments.remap)
+    bounds = {"max_sessions_per_client": arguments.max_sessions_per_client, "max_memory": arguments.max_memory}
+    guard = tftp.Guard(
+        allow=arguments.allow,
+        deny=arguments.deny,
+        max_sessions=arguments.max_sessions,
+        **{name: value for name, value in bounds.items() if value is not None},
+    )
+    (host, port), *more = arguments.bind or [("127.0.0.1", 69)]
+    return tftp.serve(
+        storage,
+        host,
+        port,
+        addresses=more,
+        sockets=[] if arguments.bind else inherited_sockets(socket.SOCK_DGRAM),
+        single_port=arguments.single_port,
+        ports=arguments.ports,
+        reuse_port=arguments.reuse_port,
+        guard=guard,
+        limits=tftp.Limits(
+            block_size=arguments.max_block_size,
+            window_size=arguments.max_window_size,
+            invalid_option=arguments.invalid_option,
+        ),
+        grace=arguments.grace,
+        log_format=arguments.log,
+    )
+
+
+def _port_range(text: str) -> tuple[int, int]:
+    first, dash, last = text.partition("-")
+    try:
+        low, high = int(first), int(last if dash else first)
+    except ValueError:
+        low = high = 0
+    if not 1 <= low <= high <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no range of ports: write 40000-40999")
+    return low, high
+
+
+def _size(text: str) -> int:
+    number, unit = (text[:-1], text[-1].lower()) if text[-1:].isalpha() else (text, "")
+    if not number.isdecimal() or unit not in _UNITS or int(number) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 500000, 64K, 500M or 2G")
+    return int(number) * _UNITS[unit]
+
+
+def _root(text: str) -> tuple[str, str]:
+    network, equals, path = text.partition("=")
+    if not equals or not network or not os.path.isdir(path):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: write NETWORK=DIR, 192.168.1.0/24=/srv/a; the directory must exist"
+        )
+    return network, path
+
+
+def _rule(text: str) -> tftp.RemapRule:
+    try:
+        return tftp.RemapRule.parse(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None

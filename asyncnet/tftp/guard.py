@@ -1,0 +1,138 @@
+"""Whom a server admits, and how much of it one client may take; time is an argument."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from typing import Final, TypeAlias
+
+__all__ = ["Guard"]
+
+_Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+_Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_MAX_SOURCES: Final = 4096
+"""Sources of errors that are remembered; beyond it the one heard of longest ago is forgotten."""
+_ERROR_BURST: Final = 10.0
+"""ERROR packets that a source may cause at once."""
+
+
+class Guard:
+    """Admits clients, and counts what they use.
+
+    A client is an IPv4 address, or the /64 network of an IPv6 address.
+
+    Args:
+        allow: networks or addresses; when there are any, only their clients are admitted.
+        deny: networks or addresses whose clients are not admitted, whatever `allow` says.
+        max_sessions: transfers at once.
+        max_sessions_per_client: transfers at once of one client; by default as many as of all.
+        max_memory: bytes of all windows together.
+        errors_per_second: ERROR packets that a source may cause in the long run.
+
+    Raises:
+        ValueError: a network is malformed, or a limit is not above 0.
+    """
+
+    def __init__(
+        self,
+        *,
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
+        max_sessions: int = 1000,
+        max_sessions_per_client: int | None = None,
+        max_memory: int = 256 << 20,
+        errors_per_second: float = 10.0,
+    ) -> None:
+        per_client = max_sessions if max_sessions_per_client is None else max_sessions_per_client
+        for name, value in (
+            ("max_sessions", max_sessions),
+            ("max_sessions_per_client", per_client),
+            ("max_memory", max_memory),
+            ("errors_per_second", errors_per_second),
+        ):
+            if value <= 0:
+                raise ValueError(f"{name} must be above 0, not {value}")
+        self._allow = [_network(text) for text in allow]
+        self._deny = [_network(text) for text in deny]
+        self._max_sessions = max_sessions
+        self._max_per_client = per_client
+        self._max_memory = max_memory
+        self._errors_per_second = errors_per_second
+        self._sessions: dict[str, int] = {}
+        self._total = 0
+        self._memory = 0
+        self._errors: dict[str, tuple[float, float]] = {}  # by source: tokens, and when they were counted
+
+    def admits(self, host: str) -> bool:
+        """Tell whether requests of this address are heard at all."""
+        if not self._allow and not self._deny:
+            return True
+        address = _address(host)
+        if any(address in network for network in self._deny):
+            return False
+        return not self._allow or any(address in network for network in self._allow)
+
+    def has_room(self, host: str, memory: int) -> bool:
+        """Tell whether a client may begin another transfer, with a window of so many bytes."""
+        return (
+            self._total < self._max_sessions
+            and self._memory + memory <= self._max_memory
+            and self._sessions.get(_client(host), 0) < self._max_per_client
+        )
+
+    def enter(self, host: str, memory: int) -> None:
+        """Count a transfer that begins."""
+        client = _client(host)
+        self._sessions[client] = self._sessions.get(client, 0) + 1
+        self._total += 1
+        self._memory += memory
+
+    def leave(self, host: str, memory: int) -> None:
+        """Count a transfer that is over; the arguments are those of `enter`."""
+        client = _client(host)
+        left = self._sessions[client] - 1
+        if left:
+            self._sessions[client] = left
+        else:
+            del self._sessions[client]
+        self._total -= 1
+        self._memory -= memory
+
+    def may_send_error(self, host: str, now: float) -> bool:
+        """Tell whether a source may be sent an ERROR packet, and count it.
+
+        Args:
+            host: the source.
+            now: seconds on any steady clock.
+        """
+        client = _client(host)
+        tokens, since = self._errors.pop(client, (_ERROR_BURST, now))
+        tokens = min(_ERROR_BURST, tokens + (now - since) * self._errors_per_second)
+        allowed = tokens >= 1
+        self._errors[client] = tokens - allowed, now
+        if len(self._errors) > _MAX_SOURCES:
+            del self._errors[next(iter(self._errors))]
+        return allowed
+
+
+def _network(text: str) -> _Network:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is no network: write 192.168.1.0/24, 2001:db8::/32 or an address") from None
+
+
+def _address(host: str) -> _Address:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
+
+
+def _client(host: str) -> str:
+    if ":" not in host:
+        return host
+    address = _address(host)
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))

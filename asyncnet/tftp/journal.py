@@ -1,0 +1,106 @@
+"""What is told of transfers: a line each, as text or as JSON, and metrics for Prometheus."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, Final, Protocol
+
+import attrs
+
+from asyncnet.addresses import Address, format_address
+
+__all__ = ["MetricsCollector", "Outcome", "TransferRecord"]
+
+
+class Outcome(Enum):
+    """How a request ended."""
+
+    COMPLETE = "complete"
+    UNCONFIRMED = "sent, unconfirmed"
+    """Everything was sent, and the client never sent the last acknowledgement."""
+    PROBE = "probe"
+    """The client ended it before the first block: it wanted the size, or to see whether the file exists."""
+    FAILED = "failed"
+    REFUSED = "refused"
+
+
+@attrs.frozen
+class TransferRecord:
+    """What is known of a request when it is over."""
+
+    peer: Address
+    name: str
+    is_write: bool
+    mode: str
+    bytes: int
+    seconds: float
+    block_size: int
+    """Bytes; 0 when no transfer began."""
+    window_size: int
+    """Blocks; 0 when no transfer began."""
+    retransmitted: int
+    """Packets sent again."""
+    outcome: Outcome
+    error: str | None
+    """What went wrong."""
+
+    def line(self) -> str:
+        """Return a line for people."""
+        what = f"{format_address(self.peer)} {'write' if self.is_write else 'read'} {self.name!r}"
+        if self.outcome is Outcome.REFUSED:
+            return f"{what} refused: {self.error}"
+        rate = self.bytes / self.seconds / 1e6 if self.seconds else 0.0
+        end = self.error or self.outcome.value
+        return (
+            f"{what}: {self.bytes} bytes in {self.seconds:.3f} s, {rate:.1f} MB/s, "
+            f"{self.retransmitted} retransmitted: {end}"
+        )
+
+    def json(self) -> str:
+        """Return a line of JSON."""
+        fields = attrs.asdict(self) | {"peer": format_address(self.peer), "outcome": self.outcome.name.lower()}
+        return json.dumps(fields)
+
+
+_GAUGES: Final = ("active",)
+
+
+class _HasStats(Protocol):
+    @property
+    def stats(self) -> Any: ...
+
+
+class MetricsCollector:
+    """A collector of prometheus_client for the counts of a server, read when they are asked for.
+
+    Register it with ``prometheus_client.REGISTRY.register(MetricsCollector(server))``.
+
+    Args:
+        server: anything whose ``stats`` is an attrs object of numbers.
+        prefix: of the metrics' names.
+
+    Raises:
+        ImportError: prometheus_client is not installed.
+    """
+
+    def __init__(self, server: _HasStats, prefix: str = "asyncnet_tftp") -> None:
+        _prometheus()
+        self._server = server
+        self._prefix = prefix
+
+    def collect(self) -> Iterator[Any]:
+        """Yield a metric for each count."""
+        core = _prometheus()
+        for name, value in attrs.asdict(self._server.stats).items():
+            kind = core.GaugeMetricFamily if name in _GAUGES else core.CounterMetricFamily
+            yield kind(f"{self._prefix}_{name}", f"{name} of the server's counts", value=value)
+
+
+def _prometheus() -> Any:
+    try:
+        import prometheus_client.core
+    except ImportError:
+        raise ImportError("metrics need prometheus_client: pip install 'asyncnet[metrics]'") from None
+    return prometheus_client.core

@@ -1,0 +1,303 @@
+"""How fast do files travel? TFTP servers and clients, ours and other people's, over loopback.
+
+The servers run on the first core, the clients on the second; a server that forks or starts threads may use both. The
+load is a C program that compares every byte with the file; pairs of client and server are whole programs. Processor
+time is that of the server with its threads and children; memory is the most that they shared out (PSS) during the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from asyncnet.lab.native import native_tool
+from benchmarks._harness import FOLDER, Server, median_of, pin, ratio, rounds_of, running, save, server
+from benchmarks._report import Table, publish
+
+PEERS: Final = FOLDER.parent / ".cache" / "peers"
+OURS: Final = "asyncnet"
+SINGLE: Final = "asyncnet --single-port"
+HPA: Final = "tftp-hpa"
+C_SERVERS: Final = (HPA, "atftpd", "dnsmasq")
+PYTHON_SERVERS: Final = ("tftpy", "partftpy", "fbtftp", "py3tftp")
+MIB: Final = 1 << 20
+LIMIT: Final = 90.0
+"""Seconds after which a measurement is cut off; what has arrived until then counts."""
+
+
+# Servers.
+
+
+def our_command(root: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "asyncnet", "tftp", "serve", str(root), "--bind", "127.0.0.1:0", "--quiet", *more]
+
+
+@contextlib.contextmanager
+def start(name: str, root: Path) -> Iterator[Server]:
+    """Start a server of that name on a directory."""
+    if name in (OURS, SINGLE):
+        with server(our_command(root, *name.split()[1:])) as found:
+            yield found
+    elif name in PYTHON_SERVERS:
+        with server([sys.executable, str(FOLDER / "servers" / "tftp_serve.py"), name, str(root)]) as found:
+            _wait_for_answer(found.host, found.port)
+            yield found
+    else:
+        host, port, command = _c_server(name, root)
+        with running(command) as process:
+            os.sched_setaffinity(process.pid, os.sched_getaffinity(0))  # its children and threads may use both cores
+            _wait_for_answer(host, port)
+            yield Server(process.pid, host, port)
+
+
+def _c_server(name: str, root: Path) -> tuple[str, int, list[str]]:
+    host, port = "127.0.0.1", _free_port()
+    if name == HPA:
+        listen = ["--foreground", "--address", f"{host}:{port}", "--secure", "--user", "nobody"]
+        return host, port, [str(PEERS / "in.tftpd"), *listen, str(root)]
+    if name == "atftpd":
+        listen = ["--daemon", "--no-fork", "--bind-address", host, "--port", str(port), "--maxthread", "2000"]
+        return host, port, [str(PEERS / "atftpd"), *listen, "--logfile", "/dev/null", "--verbose=0", str(root)]
+    host = f"127.70.{os.getpid() >> 8 & 255}.{os.getpid() & 255}"  # dnsmasq knows port 69 alone
+    files = ["--conf-file=/dev/null", "--pid-file=", "--log-facility=/dev/null", "--user=root"]
+    tftp = ["--port=0", "--enable-tftp", f"--tftp-root={root}", f"--listen-address={host}", "--bind-interfaces"]
+    return host, 69, ["dnsmasq", "--keep-in-foreground", *files, *tftp, "--tftp-max=2000"]
+
+
+def _free_port() -> int:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for_answer(host: str, port: int) -> None:
+    deadline = time.monotonic() + 10
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(0.2)
+        while time.monotonic() < deadline:
+            client.sendto(b"\0\1ready\0octet\0", (host, port))
+            with contextlib.suppress(TimeoutError, ConnectionRefusedError):
+                _, peer = client.recvfrom(516)
+                client.sendto(struct.pack("!HH", 4, 1), peer)
+                return
+    raise RuntimeError(f"no TFTP server answers on {host}:{port}")
+
+
+def cpu_of_tree(pid: int) -> float:
+    """Seconds of a process, with its ended threads and children, and of the children that still run."""
+    total = 0
+    for each in tree_of(pid):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+            total += sum(map(int, fields[11:15]))
+    return total / os.sysconf("SC_CLK_TCK")
+
+
+def tree_of(pid: int) -> list[int]:
+    """Return a process with its children and theirs."""
+    found = [pid]
+    for each in found:
+        with contextlib.suppress(OSError):
+            for task in Path(f"/proc/{each}/task").iterdir():
+                found += map(int, (task / "children").read_text().split())
+    return found
+
+
+class MemoryWatch(threading.Thread):
+    """Looks at a server's memory now and then, in PSS; `most` is the highest, in bytes."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.most = 0
+        self._pid = pid
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.wait(0.3):
+            total = 0
+            for pid in tree_of(self._pid):
+                with contextlib.suppress(OSError):
+                    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+                    total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+            self.most = max(self.most, total)
+
+    def stop(self) -> int:
+        self._over.set()
+        self.join()
+        return self.most
+
+
+# Measurements.
+
+
+def storm(
+    name: str,
+    *,
+    root: Path,
+    size: int,
+    clients: int,
+    block: int,
+    window: int,
+    limit: float = LIMIT,
+    relay: bool = False,
+) -> dict[str, Any]:
+    """Let many clients download one file at once."""
+    file = root / f"file{size}"
+    with start(name, root) as target, contextlib.ExitStack() as stack:
+        host, port = target.host, target.port
+        if relay:
+            program = [sys.executable, str(FOLDER / "servers" / "lossy_relay.py"), host, str(port), "0.05", "1"]
+            relayed = stack.enter_context(server(program, core=1))
+            host, port = relayed.host, relayed.port
+        watch = MemoryWatch(target.pid)
+        watch.start()
+        before = cpu_of_tree(target.pid)
+        load = ["tftp", host, str(port), file.name, str(file), str(clients), str(block), str(window), str(limit)]
+        process = subprocess.Popen([str(native_tool("load")), *load], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        pin(process.pid, 1)
+        output, _ = process.communicate(timeout=limit + 30)
+        used = cpu_of_tree(target.pid) - before
+        memory = watch.stop()
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return result | _figures(result["bytes"], result["seconds"], used) | {"memory": memory}
+
+
+def _figures(count: int, seconds: float, used: float) -> dict[str, float]:
+    return {"rate": count / seconds, "cpu_per_gb": used / count * 1e9 if count else 0.0}
+
+
+def pair(name: str, *, root: Path, size: int, block: int, window: int) -> dict[str, Any]:
+    """Let one whole program download a file from another."""
+    client, _, target_name = name.partition(" from ")
+    file = root / f"file{size}"
+    with tempfile.TemporaryDirectory() as folder, start(target_name, root) as target:
+        local = str(Path(folder) / "got")
+        url = f"tftp://{target.host}:{target.port}/{file.name}"
+        sizes = ["--block-size", str(block), "--window-size", str(window)]
+        command = {
+            "asyncnet": [sys.executable, "-m", "asyncnet", "tftp", "get", url, local, *sizes],
+            "curl": ["curl", "-s", "--tftp-blksize", str(block), "-o", local, url],
+            "atftp": [*["atftp", "--get", "-r"], file.name, "-l", local, "--option", f"blksize {block}", "--option"],
+        }[client]
+        command += [f"windowsize {window}", target.host, str(target.port)] if client == "atftp" else []
+        before = cpu_of_tree(target.pid)
+        begin = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        pin(process.pid, 1)
+        _, errors = process.communicate(timeout=LIMIT)
+        seconds = time.perf_counter() - begin
+        if process.returncode or Path(local).stat().st_size != size:
+            raise RuntimeError(f"{' '.join(command)}: {errors}")
+        used = cpu_of_tree(target.pid) - before
+    return {"done": 1, "failed": 0, "wrong": 0, "resent": 0, "gaps": 0, "memory": 0} | _figures(size, seconds, used)
+
+
+# The tables.
+
+
+def make_files(root: Path) -> None:
+    root.chmod(0o755)
+    (root / "ready").write_bytes(b"ready")
+    for size in (MIB, 2 * MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB):
+        (root / f"file{size}").write_bytes(random.Random(size).randbytes(MIB) * (size // MIB))
+
+
+def parts(root: Path, rounds: int, wanted: Sequence[str], only: str) -> dict[str, list[dict[str, Any]]]:
+    """Measure what is wanted."""
+    one = (OURS, SINGLE)
+    lossy = partial(storm, root=root, clients=1, block=1428, relay=True)
+    plans: dict[str, tuple[Sequence[str], Callable[[str], dict[str, Any]]]] = {}
+    single: Sequence[tuple[int, int, int, tuple[str, ...]]] = (
+        (512, 1, 4, (*one, *C_SERVERS)),
+        (1428, 1, 4, (*one, *C_SERVERS, *PYTHON_SERVERS)),
+        (1428, 16, 64, (*one, "atftpd", "dnsmasq")),
+        (1428, 64, 64, (*one, "atftpd")),
+        (8192, 64, 64, (*one, "atftpd")),
+        (65464, 4, 64, (*one, "atftpd")),
+    )
+    for block, window, size, names in single:
+        measure = partial(storm, root=root, size=size * MIB, clients=1, block=block, window=window)
+        plans[f"one client, {size} MiB, block {block}, window {window}"] = names, measure
+    plans["one program from another, 64 MiB, block 1428, window 64"] = (
+        ("asyncnet from asyncnet", "atftp from atftpd", "asyncnet from atftpd", "atftp from asyncnet"),
+        partial(pair, root=root, size=64 * MIB, block=1428, window=64),
+    )
+    plans["20 clients, 16 MiB each, block 1428, window 64"] = (
+        (*one, "atftpd"),
+        partial(storm, root=root, size=16 * MIB, clients=20, block=1428, window=64),
+    )
+    plans["100 clients, 1 MiB each, block 1428, lock-step"] = (
+        (*one, *C_SERVERS, *PYTHON_SERVERS),
+        partial(storm, root=root, size=MIB, clients=100, block=1428, window=1),
+    )
+    plans["1000 clients, 1 MiB each, block 1428, lock-step"] = (
+        (*one, *C_SERVERS),
+        partial(storm, root=root, size=MIB, clients=1000, block=1428, window=1),
+    )
+    plans["5 % loss, one client, 64 MiB, block 1428, window 16"] = (
+        (*one, "atftpd"),
+        partial(lossy, size=64 * MIB, window=16, limit=30.0),
+    )
+    plans["5 % loss, one client, 1 MiB, block 1428, lock-step"] = (
+        (*one, *C_SERVERS),
+        partial(lossy, size=MIB, window=1, limit=30.0),
+    )
+    found = {}
+    for title, (servers, run) in plans.items():
+        if not wanted or any(word in title for word in wanted):
+            found[title] = rounds_of([name for name in servers if only in name], rounds, run)
+            print(table(title, found[title]), "\n", flush=True)
+    return found
+
+
+def table(title: str, runs: list[dict[str, Any]]) -> Table:
+    names = sorted({run["name"] for run in runs}, key=lambda name: -median_of(runs, name, "rate"))
+    rows = []
+    for name in names:
+        mine = [run for run in runs if run["name"] == name]
+        row = [name, f"{median_of(runs, name, 'rate') / 1e6:.1f}"]
+        row.append(f"{ratio(runs, OURS, name, 'rate'):.2f}" if OURS in names else "-")
+        row.append(f"{median_of(runs, name, 'cpu_per_gb'):.2f}")
+        row.append(f"{median_of(runs, name, 'memory') / 1e6:.0f}" if mine[0]["memory"] else "-")
+        spread = [f"{median_of(runs, name, key):.2f}" for key in ("p50", "p99") if key in mine[0]]
+        row.append(" - ".join(spread) or "-")
+        row.append(str(min(run["done"] for run in mine)))
+        row.append(str(sum(run["resent"] for run in mine)))
+        rows.append(row)
+    headings = ["server", "MB/s", "ours ÷ it", "CPU s/GB", "MB of memory", "p50 - p99 s", "complete", "sent again"]
+    return Table(title[0].upper() + title[1:], headings, rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, save the runs, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="of the servers, those whose name contains this text")
+    parser.add_argument("tables", nargs="*", help="of the tables, those whose title contains one of these")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="asyncnet-bench-") as folder:
+        root = Path(folder)
+        make_files(root)
+        found = parts(root, arguments.rounds, arguments.tables, arguments.only)
+    if not arguments.tables and not arguments.only:
+        save("tftp", found)
+        publish("tftp", "\n\n".join(str(table(title, runs)) for title, runs in found.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

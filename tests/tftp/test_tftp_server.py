@@ -1,0 +1,365 @@
+"""What the server can be told: where it listens and answers from, what it serves, whom it tells."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncnet.errors import LocalError, RemoteError
+from asyncnet.tftp import Client, Guard, Hooks, Limits, Request, Server, Timing, serve
+from asyncnet.tftp.files import BytesSink
+from asyncnet.tftp.packets import Ack, Data, Error, OptionAck, ReadRequest, WriteRequest, decode_packet, encode_packet
+
+CONTENT = random.Random(2).randbytes(100_000)
+QUICK = Timing(initial=0.05, floor=0.05, cap=0.1, max_retransmits=3)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "file").write_bytes(CONTENT)
+    return served
+
+
+@asynccontextmanager
+async def client_socket(host: str = "127.0.0.1") -> AsyncIterator[socket.socket]:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((host, 0))
+        sock.settimeout(5)
+        yield sock
+
+
+async def answer_to(sock: socket.socket, packet: Any, address: Any) -> tuple[Any, Any]:
+    sock.sendto(encode_packet(packet), address)
+    data, addr = await asyncio.to_thread(sock.recvfrom, 65536)
+    return decode_packet(data), addr
+
+
+# Where it listens, and where it answers from.
+
+
+@pytest.mark.parametrize("single_port", [False, True])
+async def test_one_server_listens_on_ipv4_and_ipv6(root: Path, single_port: bool) -> None:
+    async with serve(root, "", 0, single_port=single_port) as server:
+        assert [address[0] for address in server.addresses] == ["0.0.0.0", "::"]
+        assert len({address[1] for address in server.addresses}) == 1
+        for host in ("127.0.0.1", "::1", "localhost"):
+            async with Client(host, server.address[1]) as client:
+                assert await client.read("file") == CONTENT
+
+
+async def test_one_server_listens_on_several_addresses(root: Path) -> None:
+    async with serve(root, "127.0.0.1", 0, addresses=[("127.0.0.2", 0), ("127.0.0.3", 0)]) as server:
+        assert len(server.addresses) == 3
+        for address in server.addresses:
+            async with Client(*address[:2]) as client:
+                assert await client.read("file") == CONTENT
+        assert server.stats.completed == 3
+
+
+@pytest.mark.parametrize("single_port", [False, True])
+async def test_answers_leave_from_the_address_that_was_asked(root: Path, single_port: bool) -> None:
+    async with serve(root, "0.0.0.0", 0, single_port=single_port) as server, client_socket() as sock:
+        for host in ("127.0.0.1", "127.0.0.9"):
+            answer, addr = await answer_to(sock, ReadRequest("file", "octet", ()), (host, server.address[1]))
+            assert addr[0] == host
+            assert (addr[1] == server.address[1]) is single_port
+            assert answer == Data(1, CONTENT[:512])
+            assert await answer_to(sock, Ack(1), addr) == (Data(2, CONTENT[512:1024]), addr)
+            sock.sendto(encode_packet(Error(0, "enough")), addr)
+        missing, addr = await answer_to(sock, ReadRequest("nothing", "octet", ()), ("127.0.0.9", server.address[1]))
+        assert isinstance(missing, Error)
+        assert addr[0] == "127.0.0.9"
+
+
+async def test_windows_leave_from_the_address_that_was_asked(root: Path, tmp_path: Path) -> None:
+    async with (
+        serve(root, "0.0.0.0", 0, single_port=True) as server,
+        Client("127.0.0.9", server.address[1], window_size=16) as client,
+    ):
+        assert await client.read("file") == CONTENT
+
+
+async def test_transfers_use_the_ports_of_the_range(root: Path) -> None:
+    with contextlib.ExitStack() as stack:  # two neighbouring ports that are free now
+        for _ in range(50):
+            first = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            first.bind(("127.0.0.1", 0))
+            low = first.getsockname()[1]
+            second = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            try:
+                second.bind(("127.0.0.1", low + 1))
+            except (OSError, OverflowError):
+                continue
+            break
+        else:
+            pytest.skip("no two neighbouring ports are free")
+    async with serve(root, "127.0.0.1", 0, ports=(low, low + 1), timing=QUICK) as server:
+        async with client_socket() as one, client_socket() as two, client_socket() as three:
+            used = set()
+            for sock in (one, two):
+                _, addr = await answer_to(sock, ReadRequest("file", "octet", ()), server.address)
+                used.add(addr[1])
+            assert used == {low, low + 1}
+            three.sendto(encode_packet(ReadRequest("file", "octet", ())), server.address)
+            while server.stats.requests < 3 or server.stats.failed < 1:
+                await asyncio.sleep(0.001)
+            for sock, port in ((one, low), (two, low), (one, low + 1), (two, low + 1)):
+                sock.sendto(encode_packet(Error(0, "enough")), ("127.0.0.1", port))
+
+
+async def test_two_servers_share_a_port(root: Path) -> None:
+    async with serve(root, "127.0.0.1", 0, reuse_port=True) as one:
+        async with serve(root, *one.address, reuse_port=True) as two:
+            for _ in range(40):
+                async with Client(*one.address, block_size=8192) as client:
+                    assert await client.read("file") == CONTENT
+            assert one.stats.completed + two.stats.completed == 40
+            assert one.stats.completed
+            assert two.stats.completed
+
+
+async def test_a_socket_can_be_handed_over(root: Path) -> None:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    async with serve(root, sockets=[sock]) as server:
+        assert server.address == sock.getsockname()
+        async with Client(*server.address) as client:
+            assert await client.read("file") == CONTENT
+
+
+async def test_many_clients_share_a_single_port(root: Path) -> None:
+    async with serve(root, "127.0.0.1", 0, write="create", single_port=True) as server:
+        async with Client(*server.address, block_size=1000, window_size=4) as client:
+            contents = await asyncio.gather(*(client.read("file") for _ in range(30)))
+            assert contents == [CONTENT] * 30
+            await asyncio.gather(*(client.write(f"up{number}", CONTENT[number:]) for number in range(30)))
+        assert server.stats.completed == 60
+        assert all((root / f"up{number}").read_bytes() == CONTENT[number:] for number in range(30))
+
+
+async def test_on_a_single_port_strangers_get_no_answer(root: Path) -> None:
+    async with serve(root, "127.0.0.1", 0, single_port=True) as server, client_socket() as sock:
+        for packet in (Ack(0), Ack(1), Data(1, b"x"), Error(0, "x"), OptionAck((("blksize", "8"),))):
+            sock.sendto(encode_packet(packet), server.address)
+        answer, _ = await answer_to(sock, ReadRequest("nothing", "octet", ()), server.address)
+        assert isinstance(answer, Error)
+        assert server.stats.malformed == 5
+
+
+# What it serves.
+
+
+class Made:
+    """Generated content, and uploads kept in memory."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.uploads: dict[str, BytesSink] = {}
+
+    def open_read(self, request: Request) -> bytes:
+        self.requests.append(request)
+        if request.name == "broken":
+            raise LookupError("a mistake in the storage")
+        if request.name != "hello":
+            raise LocalError(1, "no such thing")
+        return f"hello {request.peer[0]}".encode()
+
+    def open_write(self, request: Request) -> BytesSink:
+        self.uploads[request.name] = BytesSink(limit=1000)
+        return self.uploads[request.name]
+
+
+class MadeLater(Made):
+    async def open_read(self, request: Request) -> bytes:  # type: ignore[override]  # a storage may be either
+        await asyncio.sleep(0)
+        return super().open_read(request)
+
+    async def open_write(self, request: Request) -> BytesSink:  # type: ignore[override]  # a storage may be either
+        await asyncio.sleep(0)
+        return super().open_write(request)
+
+
+@pytest.mark.parametrize("kind", [Made, MadeLater])
+@pytest.mark.parametrize("single_port", [False, True])
+async def test_content_can_be_made(kind: type[Made], single_port: bool, caplog: pytest.LogCaptureFixture) -> None:
+    made = kind()
+    async with serve(made, "127.0.0.1", 0, single_port=single_port) as server, Client(*server.address) as client:
+        assert await client.read("hello") == b"hello 127.0.0.1"
+        await client.write("up", b"data")
+        assert bytes(made.uploads["up"].data) == b"data"
+        with pytest.raises(RemoteError, match="no such thing") as refused:
+            await client.read("other")
+        assert refused.value.code == 1
+        with pytest.raises(RemoteError, match="internal error"):
+            await client.read("broken")
+        assert "a mistake in the storage" in caplog.text
+        with pytest.raises(RemoteError, match="larger than 1000"):
+            await client.write("big", bytes(2000))
+    request = made.requests[0]
+    assert (request.name, request.mode, request.is_write, request.local_addr) == ("hello", "octet", False, "127.0.0.1")
+    assert ("tsize", "0") in request.options
+    assert server.stats.active == 0
+
+
+async def test_a_request_that_is_repeated_while_its_content_is_made_begins_once() -> None:
+    opened = 0
+    ready = asyncio.Event()
+
+    class Slow:
+        async def open_read(self, request: Request) -> bytes:
+            nonlocal opened
+            opened += 1
+            await ready.wait()
+            return b"content"
+
+        async def open_write(self, request: Request) -> BytesSink:
+            raise LocalError(2, "read-only")
+
+    async with serve(Slow(), "127.0.0.1", 0) as server, client_socket() as sock:
+        for _ in range(3):
+            sock.sendto(encode_packet(ReadRequest("x", "octet", ())), server.address)
+        while server.stats.duplicates < 2:
+            await asyncio.sleep(0.001)
+        ready.set()
+        data, addr = await asyncio.to_thread(sock.recvfrom, 1000)
+        assert decode_packet(data) == Data(1, b"content")
+        sock.sendto(encode_packet(Ack(1)), addr)
+        while server.stats.completed < 1:
+            await asyncio.sleep(0.001)
+        assert opened == 1
+
+
+async def test_invalid_options_are_left_out_or_refused(root: Path) -> None:
+    wrong = ReadRequest("file", "octet", (("blksize", "7"), ("timeout", "0"), ("windowsize", "2")))
+    async with serve(root, "127.0.0.1", 0) as server, client_socket() as sock:
+        answer, addr = await answer_to(sock, wrong, server.address)
+        assert answer == OptionAck((("windowsize", "2"),))
+        sock.sendto(encode_packet(Error(0, "enough")), addr)
+    async with serve(root, "127.0.0.1", 0, limits=Limits(invalid_option="error")) as server, client_socket() as sock:
+        answer, _ = await answer_to(sock, wrong, server.address)
+        assert isinstance(answer, Error)
+        assert answer.code == 8
+
+
+# Whom it admits, and how much.
+
+
+async def test_who_is_not_admitted_gets_no_answer(root: Path) -> None:
+    guard = Guard(allow=["127.0.0.0/24"], deny=["127.0.0.7"])
+    async with serve(root, "0.0.0.0", 0, guard=guard) as server:
+        for host, answered in (("127.0.0.1", True), ("127.0.0.7", False), ("127.0.1.1", False)):
+            async with client_socket(host) as sock:
+                sock.sendto(encode_packet(ReadRequest("nothing", "octet", ())), ("127.0.0.1", server.address[1]))
+                before = server.stats.refused, server.stats.denied
+                while (server.stats.refused, server.stats.denied) == before:
+                    await asyncio.sleep(0.001)
+                assert (server.stats.refused > before[0]) is answered
+
+
+async def test_the_memory_of_windows_is_limited(root: Path) -> None:
+    guard = Guard(max_memory=100_000)
+    async with serve(root, "127.0.0.1", 0, guard=guard) as server:
+        async with client_socket() as one, client_socket() as two:
+            large = ReadRequest("file", "octet", (("blksize", "1000"), ("windowsize", "60")))
+            _, addr = await answer_to(one, large, server.address)
+            two.sendto(encode_packet(large), server.address)
+            while not server.stats.dropped:
+                await asyncio.sleep(0.001)
+            one.sendto(encode_packet(Error(0, "enough")), addr)
+            while server.stats.active:
+                await asyncio.sleep(0.001)
+            answer, addr = await answer_to(two, large, server.address)
+            assert isinstance(answer, OptionAck)
+            two.sendto(encode_packet(Error(0, "enough")), addr)
+
+
+async def test_a_source_gets_few_errors(root: Path) -> None:
+    async with serve(root, "127.0.0.1", 0, guard=Guard(errors_per_second=1.0)) as server, client_socket() as sock:
+        for number in range(100):
+            sock.sendto(encode_packet(ReadRequest(f"nothing{number}", "octet", ())), server.address)
+        while server.stats.refused + server.stats.silenced < 100:
+            await asyncio.sleep(0.001)
+        assert 1 <= server.stats.refused <= 20
+
+
+@pytest.mark.parametrize("single_port", [False, True])
+@pytest.mark.parametrize("request_", [
+    ReadRequest("file", "octet", ()),
+    ReadRequest("file", "octet", (("blksize", "1428"), ("windowsize", "16"))),
+    WriteRequest("new", "octet", ()),
+])  # fmt: skip
+async def test_a_client_that_never_answers_gets_four_datagrams(root: Path, single_port: bool, request_: Any) -> None:
+    timing = Timing(initial=0.01, floor=0.01, cap=0.02, max_retransmits=20)
+    received = []
+    async with serve(root, "127.0.0.1", 0, write="create", timing=timing, single_port=single_port) as server:
+        async with client_socket() as sock:
+            sock.sendto(encode_packet(request_), server.address)
+            while not server.stats.failed:
+                await asyncio.sleep(0.001)
+            sock.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    received.append(sock.recv(65536))
+    assert len(received) == 4
+    assert len(set(received)) == 1
+
+
+# Whom it tells.
+
+
+def records(caplog: pytest.LogCaptureFixture) -> Iterator[str]:
+    return (record.getMessage() for record in caplog.records if record.name == "asyncnet.tftp")
+
+
+async def test_each_transfer_is_one_line(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "asyncnet.tftp")
+    async with serve(root, "127.0.0.1", 0) as server, Client(*server.address) as client:
+        await client.read("file")
+        with pytest.raises(RemoteError):
+            await client.read("nothing")
+    good, bad = records(caplog)
+    assert all(part in good for part in ("127.0.0.1", "file", "100000 bytes", "MB/s", "complete"))
+    assert "nothing" in bad
+    assert "No such file" in bad
+
+
+async def test_the_lines_can_be_json(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "asyncnet.tftp")
+    async with serve(root, "127.0.0.1", 0, log_format="json") as server, Client(*server.address) as client:
+        await client.read("file")
+    (line,) = records(caplog)
+    record = json.loads(line)
+    assert (record["name"], record["bytes"], record["block_size"]) == ("file", 100_000, 1428)
+
+
+async def test_hooks_are_told_and_cannot_break_a_transfer(root: Path) -> None:
+    events: list[Any] = []
+
+    def end(record: Any) -> None:
+        events.append((record.name, record.bytes, record.outcome.name))
+        raise LookupError("a mistake in the hook")
+
+    hooks = Hooks(
+        on_start=lambda request: events.append(request.name),
+        on_progress=lambda request, done, total: events.append((done, total)),
+        on_end=end,
+    )
+    async with serve(root, "127.0.0.1", 0, hooks=hooks) as server:
+        async with Client(*server.address, block_size=50_000, window_size=1) as client:
+            assert await client.read("file") == CONTENT
+        assert isinstance(server, Server)
+    assert events[0] == "file"
+    assert events[-1] == ("file", 100_000, "COMPLETE")
+    assert (50_000, 100_000) in events
