@@ -15,9 +15,8 @@ def drop_privileges(user: str) -> None:
         user: the user's name; its groups come with it.
 
     Raises:
-        LookupError: there is no such user.
         PermissionError: this process may not become another user.
-        OSError: this system has no users of this kind.
+        OSError: there is no such user, or this system has no users of this kind.
     """
     if sys.platform == "win32":
         raise OSError("this system cannot change the user of a running process")
@@ -26,7 +25,7 @@ def drop_privileges(user: str) -> None:
     try:
         entry = pwd.getpwnam(user)
     except KeyError:
-        raise LookupError(f"this host has no user {user!r}") from None
+        raise OSError(f"this host has no user {user!r}") from None
     try:
         os.initgroups(user, entry.pw_gid)
         os.setgid(entry.pw_gid)

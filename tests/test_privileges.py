@@ -57,7 +57,7 @@ def test_root_becomes_another_user_for_good() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such users")
 def test_a_user_that_does_not_exist_is_named() -> None:
-    with pytest.raises(LookupError, match="no user 'no-such-user'"):
+    with pytest.raises(OSError, match="no user 'no-such-user'"):
         drop_privileges("no-such-user")
 
 
