@@ -33,11 +33,11 @@ asyncnet.tcp.server asyncnet.tcp.client
 asyncnet.tcp
 asyncnet.tftp.files
 asyncnet.tftp.storage
-asyncnet.tftp.routing asyncnet.tftp.guard asyncnet.tftp.journal
+asyncnet.tftp.routing asyncnet.tftp.guard
 asyncnet.tftp.session
-asyncnet.tftp.sending asyncnet.tftp.receiving asyncnet.tftp.ports
+asyncnet.tftp.sending asyncnet.tftp.receiving asyncnet.tftp.ports asyncnet.tftp.journal
 asyncnet.tftp.client asyncnet.tftp.server
-asyncnet.tftp.serving
+asyncnet.tftp.serving asyncnet.tftp.urls
 asyncnet.tftp
 asyncnet.broadcast.service
 asyncnet.broadcast

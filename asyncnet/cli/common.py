@@ -27,7 +27,7 @@ __all__ = [
     "non_negative_float",
     "positive_float",
     "positive_int",
-    "progress_bar",
+    "progress_bars",
     "serve_until_signal",
 ]
 
@@ -144,13 +144,14 @@ def human_bytes(count: float) -> str:
 
 
 @contextmanager
-def progress_bar(label: str) -> Iterator[ProgressCallback | None]:
-    """Yield a callback that shows how far a transfer is, or None where standard error is no terminal.
+def progress_bars() -> Iterator[Callable[[str], ProgressCallback | None]]:
+    """Yield a function that begins a bar with a label.
 
-    The bar is rich's where it is installed, and a line with the percentage elsewhere.
+    It returns the callback that shows how far that transfer is, or None where standard error is no terminal. The bars
+    are rich's where it is installed, and a line with the percentage elsewhere.
     """
     if not sys.stderr.isatty():
-        yield None
+        yield lambda label: None
         return
     try:
         from rich.console import Console
@@ -163,38 +164,44 @@ def progress_bar(label: str) -> Iterator[ProgressCallback | None]:
             TransferSpeedColumn,
         )
     except ImportError:
-        with _plain_progress(label) as update:
-            yield update
+        with _plain_progress() as begin_line:
+            yield begin_line
         return
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(label, total=None)
-        last = 0.0
 
-        def update_bar(done: int, total: int | None) -> None:
-            nonlocal last
-            now = time.monotonic()
-            if now - last > 0.05 or done == total:
-                last = now
-                progress.update(task, completed=done, total=total)
+        def begin_bar(label: str) -> ProgressCallback:
+            task = progress.add_task(label, total=None)
+            return _throttled(0.05, lambda done, total: progress.update(task, completed=done, total=total))
 
-        yield update_bar
+        yield begin_bar
 
 
-@contextmanager
-def _plain_progress(label: str) -> Iterator[ProgressCallback]:
+def _throttled(seconds: float, show: ProgressCallback) -> ProgressCallback:
+    """Return a callback that calls `show` at most once in so many seconds, and at the end."""
     last = 0.0
 
     def update(done: int, total: int | None) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last > 0.2 or done == total:
+        if now - last > seconds or done == total:
             last = now
+            show(done, total)
+
+    return update
+
+
+@contextmanager
+def _plain_progress() -> Iterator[Callable[[str], ProgressCallback]]:
+    def begin_line(label: str) -> ProgressCallback:
+        def show(done: int, total: int | None) -> None:
             share = f" {done * 100 // total:3d} %" if total else ""
             print(f"\r{label} {human_bytes(done)}{share}  ", end="", file=sys.stderr, flush=True)
 
+        return _throttled(0.2, show)
+
     try:
-        yield update
+        yield begin_line
     finally:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns if sys.stderr.isatty() else 0
         print("\r" + " " * max(0, columns - 1) + "\r", end="", file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from typing import Final
 import attrs
 
 from asyncnet import broadcast, tcp, tftp, udp
-from asyncnet.cli.common import Subparsers, describe, human_bytes, progress_bar
+from asyncnet.cli.common import Subparsers, describe, human_bytes, progress_bars
 from asyncnet.cli.compare import QUICK, available_engines, terminal_progress
 from asyncnet.cli.tcp import echo
 from asyncnet.lab import compare, format_table
@@ -104,13 +104,14 @@ async def _tftp(tour: Tour, folder: Path) -> None:
         url = f"tftp://{host}:{port}/boot.img"
 
         async def download() -> str:
-            with progress_bar("download") as progress:
-                report = await tftp.get(url, folder / "copy", progress=progress)
+            with progress_bars() as begin_bar:
+                report = await tftp.get(url, folder / "copy", progress=begin_bar("download"))
             return await _verdict("download", folder / "copy", wanted, report)
 
         async def upload() -> str:
-            with progress_bar("upload") as progress:
-                report = await tftp.put(root / "boot.img", f"tftp://{host}:{port}/uploaded.img", progress=progress)
+            target = f"tftp://{host}:{port}/uploaded.img"
+            with progress_bars() as begin_bar:
+                report = await tftp.put(root / "boot.img", target, progress=begin_bar("upload"))
             return await _verdict("upload", root / "uploaded.img", wanted, report)
 
         async def by_curl() -> str:

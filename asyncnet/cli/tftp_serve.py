@@ -78,6 +78,7 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
                        help="grant no larger windows (default: 64)")  # fmt: skip
     group.add_argument("--invalid-option", choices=("ignore", "error"), default="ignore",
                        help="what an option with an invalid value meets (default: ignore)")  # fmt: skip
+    group.add_argument("--rollover", type=int, choices=(0, 1), help="the block number that follows 65535 (default: 0)")
     group.add_argument("--grace", type=non_negative_float, default=5.0, metavar="SECONDS",
                        help="that running transfers get at the end (default: 5)")  # fmt: skip
 
@@ -174,6 +175,7 @@ def _opening(arguments: argparse.Namespace) -> Opening[tftp.Server]:
             window_size=arguments.max_window_size,
             invalid_option=arguments.invalid_option,
         ),
+        rollover=arguments.rollover,
         grace=arguments.grace,
         log_format=arguments.log,
     )

@@ -1,6 +1,6 @@
 """TFTP: `Client`, `get`, `put` and `serve`, on a protocol that runs without sockets."""
 
-from asyncnet.tftp.client import Client, TftpUrl, get, parse_url, put
+from asyncnet.tftp.client import Client
 from asyncnet.tftp.guard import Guard
 from asyncnet.tftp.journal import MetricsCollector, Outcome, TransferRecord
 from asyncnet.tftp.options import Limits, Options
@@ -10,6 +10,7 @@ from asyncnet.tftp.server import Hooks, Server, ServerStats
 from asyncnet.tftp.serving import serve
 from asyncnet.tftp.session import Report
 from asyncnet.tftp.storage import Directory, Request, Storage, WritePolicy
+from asyncnet.tftp.urls import TftpUrl, get, parse_url, put
 
 __all__ = [
     "Client",

@@ -8,6 +8,7 @@ in the target's place in one step, and `abort` removes it.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -19,7 +20,17 @@ from asyncnet.errors import LocalError
 from asyncnet.tftp import netascii
 from asyncnet.tftp.packets import ErrorCode
 
-__all__ = ["BytesSink", "BytesSource", "FileSink", "FileSource", "NetasciiSink", "NetasciiSource", "Sink", "Source"]
+__all__ = [
+    "BytesSink",
+    "BytesSource",
+    "CheckedSink",
+    "FileSink",
+    "FileSource",
+    "NetasciiSink",
+    "NetasciiSource",
+    "Sink",
+    "Source",
+]
 
 BINARY: Final = getattr(os, "O_BINARY", 0)
 NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
@@ -315,6 +326,44 @@ class BytesSink:
 
     def abort(self) -> None:
         """See `Sink`."""
+
+
+class CheckedSink:
+    """Another sink that commits only what has the right digest; payloads come in order.
+
+    Args:
+        sink: what stores.
+        digest: the SHA-256 digest of the whole.
+    """
+
+    random_access = False
+
+    def __init__(self, sink: Sink, digest: bytes) -> None:
+        self._sink = sink
+        self._wanted = digest
+        self._hash = hashlib.sha256()
+
+    def store(self, payloads: Sequence[memoryview], offset: int) -> None:
+        """See `Sink`."""
+        self._sink.store(payloads, offset)
+        for payload in payloads:
+            self._hash.update(payload)
+
+    def commit(self) -> None:
+        """See `Sink`.
+
+        Raises:
+            LocalError: code 0; the digest is another one.
+        """
+        if self._hash.digest() != self._wanted:
+            raise LocalError(
+                ErrorCode.UNDEFINED, f"the SHA-256 digest is {self._hash.hexdigest()}, not {self._wanted.hex()}"
+            )
+        self._sink.commit()
+
+    def abort(self) -> None:
+        """See `Sink`."""
+        self._sink.abort()
 
 
 class NetasciiSink:

@@ -13,8 +13,8 @@ _Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _MAX_SOURCES: Final = 4096
 """Sources of errors that are remembered; beyond it the one heard of longest ago is forgotten."""
-_ERROR_BURST: Final = 10.0
-"""ERROR packets that a source may cause at once."""
+_BURST_SECONDS: Final = 10.0
+"""A source may cause as many ERROR packets at once as it may in this time: boot ROMs look for many files."""
 
 
 class Guard:
@@ -28,7 +28,7 @@ class Guard:
         max_sessions: transfers at once.
         max_sessions_per_client: transfers at once of one client; by default as many as of all.
         max_memory: bytes of all windows together.
-        errors_per_second: ERROR packets that a source may cause in the long run.
+        errors_per_second: ERROR packets that a source may cause in the long run; ten times as many may come at once.
 
     Raises:
         ValueError: a network is malformed, or a limit is not above 0.
@@ -107,8 +107,9 @@ class Guard:
             now: seconds on any steady clock.
         """
         client = _client(host)
-        tokens, since = self._errors.pop(client, (_ERROR_BURST, now))
-        tokens = min(_ERROR_BURST, tokens + (now - since) * self._errors_per_second)
+        burst = max(1.0, _BURST_SECONDS * self._errors_per_second)
+        tokens, since = self._errors.pop(client, (burst, now))
+        tokens = min(burst, tokens + (now - since) * self._errors_per_second)
         allowed = tokens >= 1
         self._errors[client] = tokens - allowed, now
         if len(self._errors) > _MAX_SOURCES:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from enum import Enum
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 import attrs
 
 from asyncnet.addresses import Address, format_address
+from asyncnet.errors import RemoteError
+from asyncnet.tftp.packets import ErrorCode
+from asyncnet.tftp.session import Report, Session
+from asyncnet.tftp.storage import Request
 
-__all__ = ["MetricsCollector", "Outcome", "TransferRecord"]
+__all__ = ["MetricsCollector", "Outcome", "TransferRecord", "outcome_of"]
 
 
 class Outcome(Enum):
@@ -24,6 +28,16 @@ class Outcome(Enum):
     """The client ended it before the first block: it wanted the size, or to see whether the file exists."""
     FAILED = "failed"
     REFUSED = "refused"
+
+
+def outcome_of(session: Session) -> Outcome:
+    """Tell how a transfer that is over has ended."""
+    error = session.error
+    if error is None:
+        return Outcome.COMPLETE if session.report.confirmed else Outcome.UNCONFIRMED
+    # EDK2 asks for the size and answers the OACK with ERROR 8 "User aborted", PXELINUX and iPXE with ERROR 0.
+    says_no_more = isinstance(error, RemoteError) and error.code in (ErrorCode.UNDEFINED, ErrorCode.OPTION_REFUSED)
+    return Outcome.PROBE if says_no_more and session.is_new else Outcome.FAILED
 
 
 @attrs.frozen
@@ -45,6 +59,23 @@ class TransferRecord:
     outcome: Outcome
     error: str | None
     """What went wrong."""
+
+    @classmethod
+    def of(cls, request: Request, outcome: Outcome, report: Report | None = None, error: str | None = None) -> Self:
+        """Return what is known of a request; without a report no transfer began."""
+        return cls(
+            peer=request.peer,
+            name=request.name,
+            is_write=request.is_write,
+            mode=request.mode,
+            bytes=report.bytes if report else 0,
+            seconds=report.seconds if report else 0.0,
+            block_size=report.block_size if report else 0,
+            window_size=report.window_size if report else 0,
+            retransmitted=report.retransmitted if report else 0,
+            outcome=outcome,
+            error=error,
+        )
 
     def line(self) -> str:
         """Return a line for people."""

@@ -84,6 +84,7 @@ class ReceiveSession(Session):
 
     def _answer(self, now: float) -> None:
         if self._machine.complete:
+            self._check_size()
             self._sink.commit()
             self._machine.finish(now)
             self._send_ack()
@@ -92,6 +93,14 @@ class ReceiveSession(Session):
             self._end()
         else:
             self._send_ack()
+
+    def _check_size(self) -> None:
+        """Compare with what the server has announced; a client's announcement is only a wish for room."""
+        announced = self.options.transfer_size
+        if self._server is not None and announced and announced != self._bytes:
+            raise LocalError(
+                ErrorCode.UNDEFINED, f"the server announced {announced} bytes and sent {self._bytes}: try again"
+            )
 
     def datagrams_received(self, batch: list[tuple[bytes, Address]]) -> None:
         """Store what arrived together at once, and acknowledge it once."""

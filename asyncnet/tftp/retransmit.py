@@ -51,6 +51,8 @@ class RetransmitTimer:
         """Retransmissions in a row before the peer is given up."""
         self.unhurried = timing.initial
         """Seconds to wait for a peer that has answered in time so far."""
+        self.fastest = timing.window_floor
+        """The shortest round trip in seconds; while none was measured, the shortest timeout with a window."""
         self._variance = 0.0
 
     @property
@@ -66,8 +68,10 @@ class RetransmitTimer:
     def measured(self, seconds: float) -> None:
         """Take a round trip into account."""
         if self.smoothed is None:
-            self.smoothed, self._variance = seconds, seconds / 2
+            self.smoothed, self._variance, self.fastest = seconds, seconds / 2, seconds
         else:
+            if seconds < self.fastest:
+                self.fastest = seconds
             self._variance += (abs(self.smoothed - seconds) - self._variance) / 4
             self.smoothed += (seconds - self.smoothed) / 8
         self.unhurried = min(max(self.smoothed + 4 * self._variance, self.floor), self.timing.cap)

@@ -18,10 +18,10 @@ from typing import Any, Final, Literal, Self
 import attrs
 
 from asyncnet.addresses import Address, format_address
-from asyncnet.errors import LocalError, PacketError, RemoteError
+from asyncnet.errors import LocalError, PacketError
 from asyncnet.tftp.files import BytesSource, NetasciiSink, NetasciiSource, Sink, Source
 from asyncnet.tftp.guard import Guard
-from asyncnet.tftp.journal import Outcome, TransferRecord
+from asyncnet.tftp.journal import Outcome, TransferRecord, outcome_of
 from asyncnet.tftp.options import DEFAULT_LIMITS, Limits, negotiate
 from asyncnet.tftp.packets import (
     Ack,
@@ -37,15 +37,16 @@ from asyncnet.tftp.ports import Arrival, Listener, transfer_socket
 from asyncnet.tftp.receiving import ReceiveSession
 from asyncnet.tftp.retransmit import DEFAULT_TIMING, Timing
 from asyncnet.tftp.sending import SendSession
-from asyncnet.tftp.session import Session
+from asyncnet.tftp.session import Report, Session
 from asyncnet.tftp.storage import Request, Storage, error_packet_fields
-from asyncnet.tftp.transfer import Receiver, Sender
+from asyncnet.tftp.transfer import Receiver, Rollover, Sender
 from asyncnet.udp.create import attach
 
 __all__ = ["Hooks", "Server", "ServerStats", "Settings"]
 
 logger: Final = logging.getLogger("asyncnet.tftp")
 
+_REQUESTS: Final = (b"\0\1", b"\0\2")
 _UNHEARD_RETRANSMITS: Final = 3
 """To a client that has not answered at all: its address may be forged, and what is sent there hurts somebody else."""
 
@@ -100,6 +101,7 @@ class Settings:
 
     limits: Limits = DEFAULT_LIMITS
     timing: Timing = DEFAULT_TIMING
+    rollover: Rollover | None = None
     grace: float = 5.0
     ports: range | None = None
     log_format: Literal["text", "json"] = "text"
@@ -158,6 +160,8 @@ class Server:
         except PacketError as exc:
             self._stats.malformed += 1
             logger.debug("%s sent no request: %s", format_address(arrival.peer), exc)
+            if arrival.data[:2] in _REQUESTS and self._guard.admits(str(arrival.peer[0])):
+                self._send_error(arrival, ErrorCode.ILLEGAL_OPERATION, str(exc))
             return
         if not isinstance(packet, ReadRequest | WriteRequest):
             self._stats.malformed += 1
@@ -258,7 +262,12 @@ class Server:
             source = NetasciiSource(source)
         options, accepted = negotiate(request.options, limits=self._settings.limits, size=source.size)
         timing = self._settings.timing.capped_by(options.timeout)
-        sender = Sender(opening=bool(accepted), timing=timing, unheard_retransmits=_UNHEARD_RETRANSMITS)
+        sender = Sender(
+            opening=bool(accepted),
+            rollover=self._settings.rollover or 0,
+            timing=timing,
+            unheard_retransmits=_UNHEARD_RETRANSMITS,
+        )
         opening = encode_packet(OptionAck(accepted)) if accepted else b""
         return SendSession(source, sender, opening=opening, options=options, progress=self._progress_of(request))
 
@@ -267,7 +276,12 @@ class Server:
             sink = NetasciiSink(sink)
         options, accepted = negotiate(request.options, limits=self._settings.limits, is_write=True)
         timing = self._settings.timing.capped_by(options.timeout)
-        receiver = Receiver(keep_beyond_gap=sink.random_access, timing=timing, unheard_retransmits=_UNHEARD_RETRANSMITS)
+        receiver = Receiver(
+            rollover=self._settings.rollover,
+            keep_beyond_gap=sink.random_access,
+            timing=timing,
+            unheard_retransmits=_UNHEARD_RETRANSMITS,
+        )
         opening = encode_packet(OptionAck(accepted) if accepted else Ack(0))
         return ReceiveSession(sink, receiver, opening=opening, options=options, progress=self._progress_of(request))
 
@@ -293,11 +307,14 @@ class Server:
         code, text = error_packet_fields(exc)
         if not isinstance(exc, LocalError | OSError):
             logger.error("%s %r: the storage failed", format_address(arrival.peer), request.name, exc_info=exc)
-        self._record(request, Outcome.REFUSED, error=text)
+        self._tell(request, Outcome.REFUSED, error=text)
+        self._stats.refused += self._send_error(arrival, code, text)
+
+    def _send_error(self, arrival: Arrival, code: int, text: str) -> bool:
+        """Answer a request by an ERROR, unless its source has caused too many; tell whether it was answered."""
         if not self._guard.may_send_error(str(arrival.peer[0]), time.monotonic()):
             self._stats.silenced += 1
-            return
-        self._stats.refused += 1
+            return False
         answer = encode_packet(Error(code, text))
         try:
             if arrival.listener.single_port:
@@ -307,6 +324,7 @@ class Server:
                     sock.send(answer)
         except OSError as failure:
             logger.debug("cannot tell %s: %s", format_address(arrival.peer), failure)
+        return True
 
     # The end of a transfer.
 
@@ -328,39 +346,18 @@ class Server:
             stats.received_bytes += report.bytes
         else:
             stats.sent_bytes += report.bytes
-        error = session.error
-        if error is None:
-            outcome = Outcome.COMPLETE if report.confirmed else Outcome.UNCONFIRMED
-        elif isinstance(error, RemoteError) and error.code in (0, 8) and session.is_new:
-            outcome = Outcome.PROBE
-        else:
-            outcome = Outcome.FAILED
-        stats.completed += error is None
+        outcome = outcome_of(session)
+        stats.completed += session.error is None
         stats.unconfirmed += outcome is Outcome.UNCONFIRMED
         stats.probes += outcome is Outcome.PROBE
         stats.failed += outcome is Outcome.FAILED
-        self._record(request, outcome, session, error=str(error) if outcome is Outcome.FAILED else None)
+        self._tell(request, outcome, report, str(session.error) if outcome is Outcome.FAILED else None)
 
-    def _record(
-        self, request: Request, outcome: Outcome, session: Session | None = None, *, error: str | None = None
-    ) -> None:
+    def _tell(self, request: Request, outcome: Outcome, report: Report | None = None, error: str | None = None) -> None:
         hooks = self._settings.hooks
         if hooks.on_end is None and not logger.isEnabledFor(logging.INFO):
             return
-        report = session.report if session is not None else None
-        record = TransferRecord(
-            peer=request.peer,
-            name=request.name,
-            is_write=request.is_write,
-            mode=request.mode,
-            bytes=report.bytes if report else 0,
-            seconds=report.seconds if report else 0.0,
-            block_size=report.block_size if report else 0,
-            window_size=report.window_size if report else 0,
-            retransmitted=report.retransmitted if report else 0,
-            outcome=outcome,
-            error=error,
-        )
+        record = TransferRecord.of(request, outcome, report, error)
         logger.info("%s", record.json() if self._settings.log_format == "json" else record.line())
         self._call(hooks.on_end, record)
 

@@ -17,6 +17,7 @@ from asyncnet.tftp.ports import Listener
 from asyncnet.tftp.retransmit import DEFAULT_TIMING, Timing
 from asyncnet.tftp.server import Hooks, Server, Settings
 from asyncnet.tftp.storage import Directory, Storage, WritePolicy
+from asyncnet.tftp.transfer import Rollover
 
 __all__ = ["serve"]
 
@@ -40,6 +41,7 @@ def serve(
     guard: Guard | None = None,
     max_sessions: int = 1000,
     limits: Limits = DEFAULT_LIMITS,
+    rollover: Rollover | None = None,
     grace: float = 5.0,
     timing: Timing = DEFAULT_TIMING,
     log_format: Literal["text", "json"] = "text",
@@ -63,13 +65,15 @@ def serve(
         guard: who is admitted, and how much runs at once; `max_sessions` does not count then.
         max_sessions: transfers that may run at once; further requests get no answer, which makes clients try again.
         limits: what the options may be at most.
+        rollover: the block number that follows 65535; None sends 0, and learns from an uploading client in lock-step.
         grace: seconds that running transfers get when the server closes.
         timing: how long to wait for acknowledgements.
         log_format: how the one line about each transfer is logged, by the logger ``asyncnet.tftp`` at level INFO.
         hooks: called when transfers start, progress and end.
 
     Raises:
-        ValueError: `write` is no such policy, `max_sessions` is below 1, or `ports` is no range.
+        ValueError: `write` is no such policy, `max_sessions` is below 1, `ports` is no range, or `rollover` is neither
+            0 nor 1.
         OSError: the directory cannot be read, or an address cannot be used.
     """
     policy = WritePolicy(write)
@@ -77,8 +81,11 @@ def serve(
         raise ValueError(f"max_sessions must be at least 1, not {max_sessions}")
     if ports is not None and not 1 <= ports[0] <= ports[1] <= 65535:
         raise ValueError(f"ports must be a first and a last one between 1 and 65535, not {ports}")
+    if rollover not in (None, 0, 1):
+        raise ValueError(f"rollover must be 0 or 1, not {rollover}")
     settings = Settings(
         limits=limits,
+        rollover=rollover,
         timing=timing,
         grace=grace,
         ports=None if ports is None else range(ports[0], ports[1] + 1),

@@ -179,8 +179,11 @@ def _free_bytes(fd: int) -> int:
 
 
 def _components(name: str) -> list[str]:
-    """Take a client's file name apart: backslashes are slashes, and a leading slash means the root."""
-    parts = [part for part in name.replace("\\", "/").split("/") if part not in ("", ".")]
+    """Take a client's file name apart: backslashes are slashes, and a leading slash means the root.
+
+    Some boot ROMs append a byte 0xFF to the name; it is left out.
+    """
+    parts = [part for part in name.rstrip("\udcff").replace("\\", "/").split("/") if part not in ("", ".")]
     if not parts:
         raise LocalError(ErrorCode.FILE_NOT_FOUND, "the name is empty")
     for part in parts:

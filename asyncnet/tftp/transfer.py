@@ -11,8 +11,8 @@ Loss is repaired without waiting for a timeout wherever the peer gives a hint, a
 
 - With a window, an ACK below the window's end says "send again from here" (RFC 7440 section 4). The ACK of the previous
   window's end says so too, when the first block of this window was lost. Such a repeated ACK counts only if it
-  can be an answer to the present flight, that is half a round trip after it left; a duplicate made by the network
-  comes earlier, and honouring it would double every window from there on.
+  can be an answer to the present flight, that is half of the shortest round trip after it left; a duplicate made by
+  the network comes earlier, and honouring it would double every window from there on.
 - In lock-step (a window of one) a repeated ACK never causes a block to be sent: that is the Sorcerer's Apprentice
   (RFC 1123 section 4.2.3.1).
 - The receiver acknowledges a gap once, and again only after progress or two round trips; it keeps blocks that arrive
@@ -153,12 +153,14 @@ class Sender:
                 self.deadline = now + timer.unhurried
                 return range(base, end)
         block = unwrap(number, self._base, self._rollover)
+        if number == 0xFFFF and block == self._base - 1 and self.window_size == 1 and self.timer.retransmits:
+            block = self._base  # old tftp-hpa acknowledges the block that wraps to 0 so
         if self.state is not State.ACTIVE or not self._base - 1 <= block < self._highest:
             self.ignored += 1
             return _NOTHING
         if block >= self._base:
             return self._advance(block, now)
-        if self.window_size == 1 or self._base == 0 or now - self._flight_at < self.timer.round_trip / 2:
+        if self.window_size == 1 or self._base == 0 or now - self._flight_at < self.timer.fastest / 2:
             self.ignored += 1
             return _NOTHING
         return self._rewind(now)

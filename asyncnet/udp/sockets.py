@@ -11,12 +11,14 @@ from typing import Final
 from asyncnet.addresses import Address, explain
 from asyncnet.resolver import resolve
 
-__all__ = ["join_group", "leave_group", "open_socket", "set_multicast"]
+__all__ = ["join_group", "leave_group", "open_socket", "route_mtu", "set_multicast"]
 
 _MREQN: Final = struct.Struct("=4s4si")  # struct ip_mreqn: group, address, interface
 # Without them, Linux delivers the groups that any socket of the host has joined (ip(7), IP_MULTICAST_ALL).
 _IP_MULTICAST_ALL: Final = 49
 _IPV6_MULTICAST_ALL: Final = 29
+_IP_MTU: Final = 14  # linux/in.h
+_IPV6_MTU: Final = 24  # linux/in6.h
 _MREQ6: Final = struct.Struct("=16si")  # struct ipv6_mreq: group, interface
 
 
@@ -67,6 +69,19 @@ async def open_socket(
         sock.close()
         raise
     return sock
+
+
+def route_mtu(address: Address) -> int | None:
+    """Return the MTU of the route to an address in bytes, None where the system does not tell."""
+    if sys.platform != "linux":
+        return None
+    is_ipv6 = ":" in address[0]
+    with socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(address)
+            return probe.getsockopt(*((socket.IPPROTO_IPV6, _IPV6_MTU) if is_ipv6 else (socket.IPPROTO_IP, _IP_MTU)))
+        except OSError:
+            return None
 
 
 async def _first(address: tuple[str, int], action: str, family: int = socket.AF_UNSPEC) -> tuple[int, Address]:

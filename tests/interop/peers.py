@@ -28,6 +28,8 @@ from typing import Any, Final, TypeVar
 import attrs
 import pytest
 
+from asyncnet.addresses import format_address
+
 __all__ = [
     "CLIENTS",
     "SERVERS",
@@ -167,14 +169,15 @@ def _curl(transfer: Transfer) -> list[str]:
     host, port = transfer.address
     block_size = ["--tftp-blksize", str(transfer.block_size)] if transfer.block_size else []
     file = ["-T" if transfer.upload else "-o", str(transfer.local)]
-    return ["--silent", "--show-error", *block_size, *file, f"tftp://{host}:{port}/{transfer.remote}"]
+    return ["--silent", "--show-error", *block_size, *file, f"tftp://{format_address((host, port))}/{transfer.remote}"]
 
 
 def _tftp_hpa(transfer: Transfer) -> list[str]:
     host, port = transfer.address
     names = ["put", str(transfer.local), transfer.remote] if transfer.upload else []
     names = names or ["get", transfer.remote, str(transfer.local)]
-    return ["-m", "binary", host, str(port), "-c", *names]
+    family = ["-6"] if ":" in host else []
+    return [*family, "-m", "binary", host, str(port), "-c", *names]
 
 
 def _atftp(transfer: Transfer) -> list[str]:
@@ -238,9 +241,13 @@ class PeerServer:
 
 
 def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    with socket.socket(_family(host), socket.SOCK_DGRAM) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
+
+
+def _family(host: str) -> int:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def _need_root(name: str, why: str) -> None:
@@ -248,23 +255,27 @@ def _need_root(name: str, why: str) -> None:
         pytest.skip(f"{name} {why}: run 'make test' as root")
 
 
-def _tftpd_hpa(root: Path) -> tuple[tuple[str, int], list[str]]:
+def _tftpd_hpa(root: Path, host: str = "127.0.0.1") -> tuple[tuple[str, int], list[str]]:
     _need_root("in.tftpd", "changes its root directory")
-    address = ("127.0.0.1", _free_port("127.0.0.1"))
-    listen = ["--foreground", "--address", f"{address[0]}:{address[1]}"]
+    address = (host, _free_port(host))
+    listen = ["--foreground", "--address", format_address(address)]
     return address, ["in.tftpd", *listen, "--secure", "--create", "--permissive", "--user", "nobody", str(root)]
 
 
-def _atftpd(root: Path) -> tuple[tuple[str, int], list[str]]:
-    address = ("127.0.0.1", _free_port("127.0.0.1"))
+def _atftpd(root: Path, host: str = "127.0.0.1") -> tuple[tuple[str, int], list[str]]:
+    if ":" in host:
+        pytest.skip("atftpd 0.8 hears IPv4 alone")
+    address = (host, _free_port(host))
     listen = ["--daemon", "--no-fork", "--bind-address", address[0], "--port", str(address[1])]
     return address, ["atftpd", *listen, "--logfile", "-", str(root)]
 
 
-def _dnsmasq(root: Path) -> tuple[tuple[str, int], list[str]]:
+def _dnsmasq(root: Path, host: str = "127.0.0.1") -> tuple[tuple[str, int], list[str]]:
     _need_root("dnsmasq", "listens on port 69")
     if sys.platform != "linux":
         pytest.skip("dnsmasq listens on port 69 of an address for itself, and only Linux has all of 127.0.0.0/8")
+    if host != "127.0.0.1":
+        pytest.skip("dnsmasq listens on port 69, and IPv6 has one loopback address")
     process = os.getpid()
     address = (f"127.{69 + (process >> 16) % 128}.{process >> 8 & 255}.{process & 255}", 69)
     files = ["--conf-file=/dev/null", "--pid-file=", "--log-facility=-"]
@@ -273,16 +284,16 @@ def _dnsmasq(root: Path) -> tuple[tuple[str, int], list[str]]:
 
 
 SERVERS: Final = {"tftpd-hpa": _tftpd_hpa, "atftpd": _atftpd, "dnsmasq": _dnsmasq}
-"""Functions that take a directory and return where the server will listen, and its command."""
+"""Functions that take a directory and a host, and return where the server will listen, and its command."""
 
 
 @contextmanager
-def start_server(name: str, timeout: float = 10) -> Iterator[PeerServer]:
+def start_server(name: str, host: str = "127.0.0.1", timeout: float = 10) -> Iterator[PeerServer]:
     """Start a server on a directory of its own, wait until it answers, and stop it at the end."""
     with tempfile.TemporaryDirectory(prefix="asyncnet-peer-") as folder, tempfile.TemporaryFile() as log:
         root = Path(folder)
         root.chmod(0o777)
-        address, arguments = SERVERS[name](root)
+        address, arguments = SERVERS[name](root, host)
         server = PeerServer(address, root)
         server.offer("ready", b"ready")
         program = find_program(arguments[0])
@@ -302,7 +313,7 @@ def start_server(name: str, timeout: float = 10) -> Iterator[PeerServer]:
 
 
 def _answers(address: tuple[str, int]) -> bool:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+    with socket.socket(_family(address[0]), socket.SOCK_DGRAM) as client:
         client.settimeout(0.1)
         client.sendto(struct.pack("!H", 1) + b"ready\0octet\0", address)
         try:

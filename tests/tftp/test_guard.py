@@ -63,10 +63,10 @@ def test_the_memory_of_all_windows_is_limited() -> None:
 
 def test_a_source_is_sent_few_errors_and_later_some_more() -> None:
     guard = Guard(errors_per_second=2)
-    assert sum(guard.may_send_error("10.0.0.1", 100.0) for _ in range(50)) == 10
+    assert sum(guard.may_send_error("10.0.0.1", 100.0) for _ in range(50)) == 20
     assert guard.may_send_error("10.0.0.2", 100.0)
     assert sum(guard.may_send_error("10.0.0.1", 101.0) for _ in range(50)) == 2
-    assert sum(guard.may_send_error("10.0.0.1", 1000.0) for _ in range(50)) == 10
+    assert sum(guard.may_send_error("10.0.0.1", 1000.0) for _ in range(50)) == 20
 
 
 def test_many_sources_do_not_fill_the_memory() -> None:

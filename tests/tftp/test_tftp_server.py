@@ -337,7 +337,10 @@ async def test_each_transfer_is_one_line(root: Path, caplog: pytest.LogCaptureFi
 
 async def test_the_lines_can_be_json(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "asyncnet.tftp")
-    async with serve(root, "127.0.0.1", 0, log_format="json") as server, Client(*server.address) as client:
+    async with (
+        serve(root, "127.0.0.1", 0, log_format="json") as server,
+        Client(*server.address, block_size=1428) as client,
+    ):
         await client.read("file")
     (line,) = records(caplog)
     record = json.loads(line)

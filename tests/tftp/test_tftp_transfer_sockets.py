@@ -236,7 +236,7 @@ async def test_a_stranger_gets_error_5_and_changes_nothing() -> None:
 
 
 async def test_a_server_without_options_gets_plain_rfc_1350() -> None:
-    async with scripted_server() as peer, Client(*peer.local_addr[:2]) as client:
+    async with scripted_server() as peer, Client(*peer.local_addr[:2], block_size=1428) as client:
         task = asyncio.create_task(client.read("file"))
         raw, address = await peer.recv()
         request = decode_packet(raw)
@@ -250,7 +250,7 @@ async def test_a_server_without_options_gets_plain_rfc_1350() -> None:
 
 
 async def test_an_oack_beyond_what_was_asked_is_refused_with_error_8() -> None:
-    async with scripted_server() as peer, Client(*peer.local_addr[:2]) as client:
+    async with scripted_server() as peer, Client(*peer.local_addr[:2], block_size=1428) as client:
         task = asyncio.create_task(client.read("file"))
         _, address = await peer.recv()
         await send(peer, OptionAck((("blksize", "9000"),)), address)
@@ -325,7 +325,7 @@ async def test_the_listening_socket_answers_nothing_but_requests(server: Server)
     async with udp.bind("127.0.0.1", 0) as peer:
         for packet in (Error(0, "loop"), Ack(1), Data(1, b"x"), OptionAck((("tsize", "1"),))):
             await send(peer, packet, server.address)
-        for garbage in (b"\0", b"\0\7\0\0", b"\0\1noend"):
+        for garbage in (b"\0", b"\0\7\0\0", b"\1\1file\0octet\0"):
             await peer.send(garbage, server.address)
         await send(peer, ReadRequest("file"), server.address)
         first, address = await recv_from(peer)
@@ -502,7 +502,7 @@ def test_wrong_parameters_are_named(root: Path) -> None:
     with pytest.raises(ValueError, match="max_sessions"):
         serve(root, max_sessions=0)
     with pytest.raises(ValueError, match="mode"):
-        Client("127.0.0.1", mode="mail")
+        Client("127.0.0.1", mode="mail")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="block_size"):
         Client("127.0.0.1", block_size=4)
 
