@@ -20,7 +20,19 @@ import attrs
 
 from asyncnet.lab.compare import environment
 
-__all__ = ["FOLDER", "Server", "median_of", "pin", "ratio", "rounds_of", "run_pinned", "running", "save", "server"]
+__all__ = [
+    "FOLDER",
+    "Server",
+    "median_of",
+    "pin",
+    "ratio",
+    "rounds_of",
+    "run_pinned",
+    "running",
+    "save",
+    "saved",
+    "server",
+]
 
 FOLDER: Final = Path(__file__).parent
 _START_WITHIN: Final = 20.0
@@ -155,6 +167,13 @@ def ratio(runs: Sequence[dict[str, Any]], name: str, base: str, key: str) -> flo
             value / per_round[base, number] for (found, number), value in per_round.items() if found == name
         )
     )
+
+
+def saved(name: str) -> dict[str, Any]:
+    """Return the tables that were saved last under a name; none when there are no results."""
+    path = FOLDER / "results" / f"{name}.json"
+    tables: dict[str, Any] = json.loads(path.read_text())["tables"] if path.exists() else {}
+    return tables
 
 
 def save(name: str, tables: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final
 
 from asyncnet.lab.native import native_tool
-from benchmarks._harness import FOLDER, median_of, ratio, rounds_of, run_pinned, running, save, server
+from benchmarks._harness import FOLDER, median_of, ratio, rounds_of, run_pinned, running, save, saved, server
 from benchmarks._report import Table, publish
 
 CEILING: Final = "C, recvmmsg and sendmmsg"
@@ -38,6 +38,7 @@ ECHO: Final = (
 )
 PING_PONG: Final = ("asyncnet protocol", "asyncnet endpoint", "uvloop protocol", C_ONE, CEILING)
 BULK: Final = (
+    "asyncnet send_segments, GRO as trains",
     "asyncnet send_segments, GRO",
     "asyncnet send_batch",
     "asyncnet sendto",
@@ -127,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=1.5, help="length of each measurement (default: 1.5)")
     parser.add_argument("--only", help="of the ways, those that contain this text")
-    parser.add_argument("--part", choices=("echo64", "echo1000", "pingpong", "bulk", "idle"), help="one table alone")
+    parser.add_argument("--part", choices=tuple(TABLES), help="measure one table alone; the others stay")
     arguments = parser.parse_args(argv)
 
     def pick(names: tuple[str, ...]) -> list[str]:
@@ -142,10 +143,11 @@ def main(argv: list[str] | None = None) -> int:
         "idle": lambda: [measure_idle(10_000)],
     }
     parts = {part: measure() for part, measure in measures.items() if arguments.part in (None, part)}
-    if arguments.only or arguments.part:
+    if arguments.only:
         for part in parts:
             print(TABLES[part](parts[part]), "\n")
         return 0
+    parts = saved("udp") | parts if arguments.part else parts
     save("udp", parts)
     publish("udp", "\n\n".join(str(TABLES[part](parts[part])) for part in parts))
     return 0

@@ -26,7 +26,7 @@ PUBLIC = {
     "asyncnet.tftp": "Client Directory Guard Hooks Limits MetricsCollector Options Outcome RemapRule Remapped Report"
     " Request Roots Server ServerStats Storage TftpUrl Timing TransferRecord WritePolicy explain_remap get parse_url"
     " put serve",
-    "asyncnet.udp": "MAX_PAYLOAD Capabilities Datagram DatagramTransport Endpoint EndpointStats QueuePolicy bind"
+    "asyncnet.udp": "MAX_PAYLOAD Capabilities Datagram DatagramTransport Endpoint EndpointStats QueuePolicy Train bind"
     " connect create_datagram_endpoint probe",
 }
 

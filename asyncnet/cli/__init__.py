@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 import asyncnet
-from asyncnet.cli import broadcast, compare, demo, info, tcp, tftp, udp
 from asyncnet.cli.common import describe
 from asyncnet.errors import AsyncnetError
 
 __all__ = ["main"]
+
+_COMPONENTS: Final = ("info", "demo", "udp", "broadcast", "tcp", "tftp", "compare")
+"""The first words; each is a module of this package."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,8 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="asyncnet", description=asyncnet.__doc__)
     parser.add_argument("--version", action="version", version=f"asyncnet {asyncnet.__version__}")
     subparsers = parser.add_subparsers(dest="component", required=True, metavar="COMMAND")
-    for module in (info, demo, udp, broadcast, tcp, tftp, compare):
-        module.add_parser(subparsers)
+    words = sys.argv[1:] if arguments is None else arguments
+    # The component that is named is the only one whose modules are needed; otherwise the help lists them all.
+    for component in words[:1] if words and words[0] in _COMPONENTS else _COMPONENTS:
+        importlib.import_module(f"asyncnet.cli.{component}").add_parser(subparsers)
     chosen = parser.parse_args(arguments)
     try:
         status: int = chosen.run(chosen)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 import attrs
@@ -31,6 +32,7 @@ __all__ = [
     "WriteRequest",
     "decode_packet",
     "encode_packet",
+    "headers",
 ]
 
 HEADER: Final = struct.Struct("!HH")
@@ -71,6 +73,15 @@ class ErrorCode(IntEnum):
     FILE_EXISTS = 6
     NO_SUCH_USER = 7
     OPTION_REFUSED = 8
+
+
+@lru_cache(maxsize=256)
+def headers(block_size: int, count: int) -> struct.Struct:
+    """Return the layout of `count` DATA packets one behind the other: their headers.
+
+    Packing makes zeros of the payloads, and unpacking skips them.
+    """
+    return struct.Struct("!" + f"HH{block_size}x" * count)
 
 
 @attrs.frozen

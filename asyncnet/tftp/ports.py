@@ -76,7 +76,7 @@ class Listener(asyncio.DatagramProtocol):
         self.closed = asyncio.Event()
         self._sock = sock
         self._arrived = arrived
-        self._sessions: dict[Address, Session] = {}
+        self._ports: dict[Address, PeerPort] = {}
         self._sources: dict[str, str] = {}  # by the client's host: the address that the system answers it from
         self._transport: DatagramTransport | None = None
         self._is_full = False
@@ -99,18 +99,31 @@ class Listener(asyncio.DatagramProtocol):
 
     def datagrams_received(self, batch: list[tuple[bytes, Address]] | list[Datagram]) -> None:
         """Give each datagram to its transfer, or report it."""
+        ports = self._ports
+        blocks: list[tuple[memoryview, Address]] = []
         for item in batch:
             data, peer = item[0], item[1]
-            session = self._sessions.get(peer)
+            port = ports.get(peer)
             try:
-                if session is not None and data[1:2] not in (b"\x01", b"\x02"):
-                    session.datagram_received(data, peer)
-                elif type(item) is Datagram:
-                    self._arrived(Arrival(data, peer, self, item.local_addr, item.interface, item.reply_addr))
+                if port is None or (len(data) > 1 and data[1] < 3):
+                    self._arrived(self._arrival(item))
+                elif port.source is not None or (block := port.session.answer(data)) is None:
+                    port.session.datagram_received(data, peer)
                 else:
-                    self._arrived(Arrival(data, peer, self, self.address[0], 0, None))
+                    blocks.append((block, peer))
             except Exception:
                 logger.exception("a datagram of %s could not be handled", format_address(peer))
+        if len(blocks) == 1:
+            self.send(*blocks[0])
+        elif self._is_full:
+            self.unsent += len(blocks)
+        elif blocks and self._transport is not None:
+            self._transport.send_batch(blocks)
+
+    def _arrival(self, item: tuple[bytes, Address] | Datagram) -> Arrival:
+        if isinstance(item, Datagram):
+            return Arrival(item.data, item.addr, self, item.local_addr, item.interface, item.reply_addr)
+        return Arrival(*item, self, self.address[0], 0, None)
 
     def error_received(self, exc: Exception) -> None:
         logger.debug("error on the listening socket: %s", exc)
@@ -133,13 +146,13 @@ class Listener(asyncio.DatagramProtocol):
         source = arrival.reply_addr
         if source is not None and source == self._usual_source(peer):
             source = None
-        self._sessions[peer] = session
-        session.connection_made(PeerPort(self, session, peer, source))
+        self._ports[peer] = port = PeerPort(self, session, peer, source)
+        session.connection_made(port)
 
-    def leave(self, session: Session, peer: Address) -> None:
+    def leave(self, port: PeerPort) -> None:
         """Forget a transfer."""
-        if self._sessions.get(peer) is session:
-            del self._sessions[peer]
+        if self._ports.get(port.peer) is port:
+            del self._ports[port.peer]
 
     def send(self, data: bytes | memoryview, peer: Address, source: str | None = None, segment_size: int = 0) -> None:
         """Send a datagram, or a train of them, from an address of this host; None leaves it to the system."""
@@ -194,30 +207,31 @@ class PeerPort:
     """What a session on a single port has for a transport."""
 
     def __init__(self, listener: Listener, session: Session, peer: Address, source: str | None) -> None:
+        self.session = session
+        self.peer = peer
+        self.source = source
+        """The address of this host to answer from, where it is not the one that the system takes."""
         self._listener = listener
-        self._session = session
-        self._peer = peer
-        self._source = source
         self._closed = False
 
     def sendto(self, data: bytes | memoryview, addr: Address | None = None) -> None:
         """Send a datagram to the client."""
-        self._listener.send(data, self._peer, self._source)
+        self._listener.send(data, self.peer, self.source)
 
     def send_segments(self, data: memoryview, segment_size: int, addr: Address | None = None) -> None:
         """Send a train of datagrams to the client."""
-        self._listener.send(data, self._peer, self._source, segment_size)
+        self._listener.send(data, self.peer, self.source, segment_size)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return the client's or the server's address."""
-        return {"peername": self._peer, "sockname": self._listener.address}.get(name, default)
+        return {"peername": self.peer, "sockname": self._listener.address}.get(name, default)
 
     def close(self) -> None:
         """Leave the port to the others."""
         if not self._closed:
             self._closed = True
-            self._listener.leave(self._session, self._peer)
-            asyncio.get_running_loop().call_soon(self._session.connection_lost, None)
+            self._listener.leave(self)
+            asyncio.get_running_loop().call_soon(self.session.connection_lost, None)
 
 
 def transfer_socket(arrival: Arrival, ports: range | None) -> socket.socket:

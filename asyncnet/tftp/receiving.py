@@ -8,9 +8,10 @@ from asyncnet.addresses import Address
 from asyncnet.errors import LocalError
 from asyncnet.tftp.files import Sink
 from asyncnet.tftp.options import Options
-from asyncnet.tftp.packets import HEADER, Ack, ErrorCode, Opcode, OptionPairs, encode_packet
+from asyncnet.tftp.packets import HEADER, Ack, ErrorCode, Opcode, OptionPairs, encode_packet, headers
 from asyncnet.tftp.session import Progress, Session
 from asyncnet.tftp.transfer import Receiver, State
+from asyncnet.udp.ancillary import Train
 
 __all__ = ["ReceiveSession"]
 
@@ -69,18 +70,27 @@ class ReceiveSession(Session):
             self._bytes += len(payload)
         self._answer(now)
 
-    def _receive_run(self, run: list[bytes], now: float) -> None:
-        """Store a train of blocks at once, where it is just what comes next, and acknowledge it once."""
-        _, number = HEADER.unpack_from(run[0])
-        length = len(run[-1]) - HEADER.size
-        block = None if self.over else self._machine.receive_run(number, len(run), length, now)
+    def _receive_train(self, train: memoryview, now: float) -> bool:
+        """Store a train of blocks at once, if it is just what comes next, and acknowledge it once."""
+        size = HEADER.size + self.options.block_size
+        whole, rest = divmod(len(train), size)
+        fields = headers(self.options.block_size, whole).unpack_from(train)
+        if rest:
+            if rest < HEADER.size:
+                return False
+            fields += HEADER.unpack_from(train, whole * size)
+        first, count = fields[1], len(fields) // 2
+        if fields[1::2] != tuple(range(first, first + count)) or fields[::2] != (Opcode.DATA,) * count:
+            return False
+        length = rest - HEADER.size if rest else self.options.block_size
+        block = None if self.over else self._machine.receive_run(first, count, length, now)
         if block is None:
-            for data in run:
-                self._receive_block(HEADER.unpack_from(data)[1], data, now)
-            return
-        self._sink.store([memoryview(data)[HEADER.size :] for data in run], (block - 1) * self.options.block_size)
-        self._bytes += (len(run) - 1) * self.options.block_size + length
+            return False
+        payloads = [train[start + HEADER.size : start + size] for start in range(0, len(train), size)]
+        self._sink.store(payloads, (block - 1) * self.options.block_size)
+        self._bytes += (count - 1) * self.options.block_size + length
         self._answer(now)
+        return True
 
     def _answer(self, now: float) -> None:
         if self._machine.complete:
@@ -102,40 +112,20 @@ class ReceiveSession(Session):
                 ErrorCode.UNDEFINED, f"the server announced {announced} bytes and sent {self._bytes}: try again"
             )
 
-    def datagrams_received(self, batch: list[tuple[bytes, Address]]) -> None:
+    def trains_received(self, batch: list[Train]) -> None:
         """Store what arrived together at once, and acknowledge it once."""
-        if len(batch) == 1:
-            self.datagram_received(*batch[0])
-            return
         now = self._clock()
-        full = HEADER.size + self.options.block_size
-        run: list[bytes] = []
-        number = 0
-        for data, addr in batch:
-            header = HEADER.unpack_from(data) if len(data) >= HEADER.size else None
-            if header is None or header[0] != Opcode.DATA or len(data) > full:
-                self._end_run(run, now)
-                run = []
-                self.datagram_received(data, addr)
-                continue
+        for data, size, addr in batch:
             if self._server is not None and not self._is_from_server(addr):
                 continue
-            if run and (header[1] != number + 1 or len(run[-1]) != full):
-                self._end_run(run, now)
-                run = []
-            run.append(data)
-            number = header[1]
-        self._end_run(run, now)
+            try:
+                if len(data) > size == HEADER.size + self.options.block_size and self._receive_train(data, now):
+                    continue
+                for start in range(0, len(data), size or 1):
+                    self._take(bytes(data[start : start + size]))
+            except Exception as exc:
+                self.fail(exc)
         self._rearm()
-
-    def _end_run(self, run: list[bytes], now: float) -> None:
-        try:
-            if len(run) > 1:
-                self._receive_run(run, now)
-            elif run:
-                self._receive_block(HEADER.unpack_from(run[0])[1], run[0], now)
-        except Exception as exc:
-            self.fail(exc)
 
     def _send_ack(self) -> None:
         block = self._machine.take_ack()

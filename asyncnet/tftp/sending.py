@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
-from functools import lru_cache
+import asyncio
+from collections.abc import Callable, Iterable
+from itertools import chain, repeat
+from time import monotonic
 from typing import Final
 
 import attrs
@@ -13,23 +14,43 @@ from asyncnet.addresses import Address
 from asyncnet.errors import LocalError
 from asyncnet.tftp.files import Source
 from asyncnet.tftp.options import Options
-from asyncnet.tftp.packets import HEADER, ErrorCode, Opcode, OptionPairs
-from asyncnet.tftp.session import Progress, Session
+from asyncnet.tftp.packets import HEADER, ErrorCode, Opcode, OptionPairs, headers
+from asyncnet.tftp.session import Progress, Session, Wire
 from asyncnet.tftp.transfer import Sender, State
 
-__all__ = ["SendSession"]
+__all__ = ["Outbox", "SendSession"]
 
 _DATA: Final = int(Opcode.DATA)
+_ACK: Final = int(Opcode.ACK)
+_ACK_SIZE: Final = HEADER.size
 _READ_AHEAD: Final = 1 << 14
 """Bytes that are read at once in lock-step."""
 _MOST_AHEAD: Final = 8 << 20
 """Bytes of a window and the next one at most; beyond it there is only the window."""
 
 
-@lru_cache(maxsize=256)
-def _headers(size: int, count: int) -> struct.Struct:
-    """Return the layout of `count` DATA packets with payloads of `size` bytes, which packing makes zeros."""
-    return struct.Struct("!" + f"HH{size}x" * count)
+class Outbox:
+    """Lets what many sessions send in one turn of the loop leave at its end, one after the other.
+
+    A peer on this host then wakes once and stays awake. Waking it costs more than sending, and it falls asleep again
+    between two datagrams that are sent as their turn comes.
+    """
+
+    def __init__(self) -> None:
+        self.is_open = False
+        """Whether to use it: alone, a session sends at once."""
+        self._waiting: list[tuple[Wire, memoryview]] = []
+
+    def put(self, transport: Wire, data: memoryview) -> None:
+        """Send a datagram at the end of this turn."""
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._waiting.append((transport, data))
+
+    def _flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for transport, data in waiting:
+            transport.sendto(data)
 
 
 class SendSession(Session):
@@ -51,9 +72,11 @@ class SendSession(Session):
         server: Address | None = None,
         negotiate: Callable[[OptionPairs], Options] | None = None,
         progress: Progress | None = None,
+        outbox: Outbox | None = None,
     ) -> None:
         super().__init__(machine, opening=opening, server=server, negotiate=negotiate, progress=progress)
         self._source = source
+        self._outbox = outbox
         self._loaded = 0
         self._last: int | None = None
         self._last_length = 0
@@ -66,6 +89,8 @@ class SendSession(Session):
         self._stride = HEADER.size + options.block_size
         # Twice the window, so that the next one is read while this one travels; in lock-step some blocks ahead.
         ahead = max(1, _READ_AHEAD // self._stride) if options.window_size == 1 else 2 * options.window_size
+        # In lock-step with nobody watching, an ACK means one block, and that is all (`Sender.confirm`).
+        self._plain = options.window_size == 1 and self._server is None and self._progress is None
         self._places = min(ahead, max(options.window_size, _MOST_AHEAD // self._stride))
         self._window = memoryview(b"")  # made when the first block is sent: a probe needs none
         self._blocks: list[memoryview] = []  # the places of the window
@@ -93,15 +118,46 @@ class SendSession(Session):
         self._receive_ack(0, now)
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
-        if len(data) != HEADER.size or data[1] != 4 or data[0] or (self._server is not None and addr != self._peer):
+        block = self.answer(data)
+        if block is not None and self._transport is not None:
+            outbox = self._outbox
+            if outbox is not None and outbox.is_open:
+                outbox.put(self._transport, block)
+            else:
+                self._transport.sendto(block)
+        elif (
+            len(data) == _ACK_SIZE and data[1] == _ACK and not data[0] and (self._server is None or addr == self._peer)
+        ):
+            try:
+                self._receive_ack(data[2] << 8 | data[3], monotonic())
+                if self._timer is None or self._timer_at > (self._machine.deadline or 0.0):
+                    self._rearm()
+            except Exception as exc:
+                self.fail(exc)
+        else:
             super().datagram_received(data, addr)
-            return
-        try:
-            self._receive_ack(data[2] << 8 | data[3], self._clock())
-            if self._timer is None or self._timer_at > (self._machine.deadline or 0.0):
-                self._rearm()
-        except Exception as exc:
-            self.fail(exc)
+
+    def answer(self, data: bytes) -> memoryview | None:
+        """Take an ACK in lock-step, if it is the plain case, which it nearly always is.
+
+        Returns:
+            The block to send to the client now; None when `datagram_received` is to look at the datagram.
+        """
+        if not self._plain or len(data) != _ACK_SIZE or data[1] != _ACK or data[0]:
+            return None
+        machine = self._machine
+        block = machine.confirm(data[2] << 8 | data[3], monotonic())
+        if not block:
+            return None
+        if block > self._loaded:
+            try:
+                self._load(block + self._places)
+            except Exception as exc:
+                self.fail(exc)
+                return None
+        if self._timer_at > machine.deadline:  # type: ignore[operator]  # it was set just now
+            self._rearm()
+        return self._blocks[(block - 1) % self._places]
 
     def _receive_ack(self, number: int, now: float) -> None:
         if self.over:
@@ -150,14 +206,12 @@ class SendSession(Session):
             self._send_opening()
             return
         block, stop = blocks.start, blocks.stop
+        windowed, free = self.options.window_size > 1, max(0, self._machine.acknowledged) + self._places + 1
         if self._loaded + 1 < stop:
-            self._load(stop)
+            self._load(stop if windowed else free)
         last, stride, places = self._last, self._stride, self._places
         if last is not None and stop > last:
             stop = last + 1
-        elif stop - block == 1 and self._server is None and self._transport is not None:
-            self._transport.sendto(self._blocks[(block - 1) % places])
-            return
         while block < stop:  # once, or twice where the buffer's end is reached
             place = (block - 1) % places
             count = min(stop - block, places - place)
@@ -166,30 +220,32 @@ class SendSession(Session):
             if block - 1 == last:
                 end += self._last_length - self.options.block_size
             self._send_train(self._window[place * stride : end], stride)
+        if windowed:
+            self._load(free)  # the next window, while this one travels
 
     def _load(self, stop: int) -> None:
-        """Fill free places, if the blocks below `stop` were not loaded yet."""
-        if self._last is not None:
-            stop = min(stop, self._last + 1)
-        if self._loaded + 1 >= stop:
+        """Fill the places of the blocks below `stop`, which are free."""
+        first = self._loaded + 1
+        if self._last is not None and stop > self._last:
+            stop = self._last + 1
+        if first >= stop:
             return
         size, stride, places = self.options.block_size, self._stride, self._places
         if not self._window:
             self._window = window = memoryview(bytearray(stride * places))
             self._blocks = [window[place : place + stride] for place in range(0, places * stride, stride)]
             self._gaps = [block[HEADER.size :] for block in self._blocks]
-        first = self._loaded + 1
-        stop = max(self._machine.acknowledged, 0) + places + 1
-        if self._last is not None:
-            stop = min(stop, self._last + 1)
         gaps: list[memoryview] = []
         block = first
         while block < stop:  # once, or twice where the buffer's end is reached
             place = (block - 1) % places
             count = min(stop - block, places - place)
-            header, numbers = _DATA, [self._machine.wire_number(number) for number in range(block, block + count)]
-            fields = [field for number in numbers for field in (header, number)]
-            _headers(size, count).pack_into(self._window, place * stride, *fields)
+            number = self._machine.wire_number(block)
+            numbers: Iterable[int] = range(number, number + count)
+            if number + count > 0x10000:
+                numbers = map(self._machine.wire_number, range(block, block + count))
+            fields = chain.from_iterable(zip(repeat(_DATA), numbers))
+            headers(size, count).pack_into(self._window, place * stride, *fields)
             gaps += self._gaps[place : place + count]
             block += count
         if stop - 1 == self._last:
@@ -204,6 +260,7 @@ class SendSession(Session):
         self._loaded = stop - 1
 
     def _release(self, *, success: bool) -> None:
+        self._plain = False
         if self.report.confirmed:
             self.report.bytes = self._bytes_acknowledged()
         self._source.close()

@@ -36,7 +36,7 @@ from asyncnet.tftp.packets import (
 from asyncnet.tftp.ports import Arrival, Listener, transfer_socket
 from asyncnet.tftp.receiving import ReceiveSession
 from asyncnet.tftp.retransmit import DEFAULT_TIMING, Timing
-from asyncnet.tftp.sending import SendSession
+from asyncnet.tftp.sending import Outbox, SendSession
 from asyncnet.tftp.session import Report, Session
 from asyncnet.tftp.storage import Request, Storage, error_packet_fields
 from asyncnet.tftp.transfer import Receiver, Rollover, Sender
@@ -47,6 +47,8 @@ __all__ = ["Hooks", "Server", "ServerStats", "Settings"]
 logger: Final = logging.getLogger("asyncnet.tftp")
 
 _REQUESTS: Final = (b"\0\1", b"\0\2")
+_CROWD: Final = 4
+"""Transfers at once from which on blocks of a turn leave together."""
 _UNHEARD_RETRANSMITS: Final = 3
 """To a client that has not answered at all: its address may be forged, and what is sent there hurts somebody else."""
 
@@ -131,6 +133,7 @@ class Server:
         self._transfers: dict[tuple[Listener, Address], _Transfer] = {}
         self._sessions: set[Session] = set()  # with those that dally
         self._tasks: set[asyncio.Task[None]] = set()
+        self._outbox = Outbox()
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = asyncio.Event()
@@ -205,7 +208,7 @@ class Server:
         self._stats.requests += 1
         self._guard.enter(str(arrival.peer[0]), 0)
         self._transfers[arrival.key] = transfer
-        self._stats.active = len(self._transfers)
+        self._count_active()
         self._idle.clear()
         try:
             if request.mode not in ("octet", "netascii"):
@@ -269,7 +272,8 @@ class Server:
             unheard_retransmits=_UNHEARD_RETRANSMITS,
         )
         opening = encode_packet(OptionAck(accepted)) if accepted else b""
-        return SendSession(source, sender, opening=opening, options=options, progress=self._progress_of(request))
+        progress = self._progress_of(request)
+        return SendSession(source, sender, opening=opening, options=options, progress=progress, outbox=self._outbox)
 
     def _receiving(self, request: Request, sink: Sink) -> Session:
         if request.mode == "netascii":
@@ -328,11 +332,15 @@ class Server:
 
     # The end of a transfer.
 
+    def _count_active(self) -> None:
+        self._stats.active = len(self._transfers)
+        self._outbox.is_open = len(self._transfers) >= _CROWD and not self.listeners[0].single_port
+
     def _forget(self, transfer: _Transfer) -> None:
         if self._transfers.get(transfer.arrival.key) is transfer:
             del self._transfers[transfer.arrival.key]
             self._guard.leave(str(transfer.arrival.peer[0]), transfer.memory)
-            self._stats.active = len(self._transfers)
+            self._count_active()
             if not self._transfers:
                 self._idle.set()
 

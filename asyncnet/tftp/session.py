@@ -34,7 +34,7 @@ from asyncnet.tftp.packets import (
 from asyncnet.tftp.storage import error_packet_fields
 from asyncnet.tftp.transfer import Receiver, Sender, State
 
-__all__ = ["Progress", "Report", "Session", "prepare_socket"]
+__all__ = ["Progress", "Report", "Session", "Wire", "prepare_socket"]
 
 Progress: TypeAlias = Callable[[int, int | None], object]
 """Called with the bytes transferred so far and, where it is known, their number in all."""
@@ -142,12 +142,14 @@ class Session(asyncio.DatagramProtocol, ABC):
         if self._server is not None and not self._is_from_server(addr):
             return
         try:
-            self._dispatch(data)
+            self._take(data)
             self._rearm()
-        except PacketError:
-            self.report.rejected += 1
         except Exception as exc:
             self.fail(exc)
+
+    def answer(self, data: bytes) -> memoryview | None:
+        """Take a datagram in the plainest case, and return what to send to the peer for it."""
+        return None
 
     def error_received(self, exc: Exception) -> None:
         # Only a refusal is final; a route that is missing for a moment is what retransmission is for.
@@ -251,6 +253,13 @@ class Session(asyncio.DatagramProtocol, ABC):
             self._tid_errors += 1  # RFC 1350 section 4: tell the stranger, and go on
             self._transport.sendto(encode_packet(Error(ErrorCode.UNKNOWN_TID, "unknown transfer ID")), addr)
         return False
+
+    def _take(self, data: bytes) -> None:
+        """Handle a datagram of the peer."""
+        try:
+            self._dispatch(data)
+        except PacketError:
+            self.report.rejected += 1
 
     def _dispatch(self, data: bytes) -> None:
         now = self._clock()

@@ -35,7 +35,7 @@ Rollover: TypeAlias = Literal[0, 1]
 
 _NOTHING: Final = range(0)
 
-_MEASURE_EVERY: Final = 0.002
+_MEASURE_EVERY: Final = 0.02
 """Seconds between two measurements of the round trip; one for each block would cost more than it tells."""
 
 
@@ -135,23 +135,8 @@ class Sender:
 
     def receive_ack(self, number: int, now: float) -> range:
         """Take an ACK's block number as it stands on the wire; return the blocks to send."""
-        base = self._next
-        if number == (base - 1) & 0xFFFF and self._highest == base > self._base and self._heard and not self._rollover:
-            # All that was sent is acknowledged: what `_advance` and `_flight` do, without their questions.
-            timer, timed, last, end = self.timer, self._timed, self._last, base + self.window_size
-            if last is None or end <= last:
-                if timed is not None:
-                    timer.measured(now - timed[1])
-                    self._timed = None
-                    self._measure_at = now + _MEASURE_EVERY
-                elif now >= self._measure_at:
-                    self._timed = end - 1, now
-                timer.retransmits = 0
-                self._base = base
-                self._next = self._highest = end
-                self._flight_at = now
-                self.deadline = now + timer.unhurried
-                return range(base, end)
+        if first := self.confirm(number, now):
+            return range(first, self._next)
         block = unwrap(number, self._base, self._rollover)
         if number == 0xFFFF and block == self._base - 1 and self.window_size == 1 and self.timer.retransmits:
             block = self._base  # old tftp-hpa acknowledges the block that wraps to 0 so
@@ -164,6 +149,34 @@ class Sender:
             self.ignored += 1
             return _NOTHING
         return self._rewind(now)
+
+    def confirm(self, number: int, now: float) -> int:
+        """Take an ACK if it is the plain case: it acknowledges all that was sent, and a whole window is to follow.
+
+        This is what `receive_ack` does then, without its questions: in lock-step it happens for every block.
+
+        Returns:
+            The first block to send, a window of them; 0 when it is another case.
+        """
+        base = self._next
+        if number != (base - 1) & 0xFFFF or self._highest != base or base <= self._base or not self._heard:
+            return 0
+        end, last = base + self.window_size, self._last
+        if (last is not None and end > last) or self._rollover:
+            return 0
+        timer, timed = self.timer, self._timed
+        if timed is not None:
+            timer.measured(now - timed[1])
+            self._timed = None
+            self._measure_at = now + _MEASURE_EVERY
+        elif now >= self._measure_at:
+            self._timed = end - 1, now
+        timer.retransmits = 0
+        self._base = base
+        self._next = self._highest = end
+        self._flight_at = now
+        self.deadline = now + timer.unhurried
+        return base
 
     def handle_timer(self, now: float) -> range:
         """Return the blocks to send again, if the deadline has passed."""

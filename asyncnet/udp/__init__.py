@@ -1,6 +1,6 @@
 """UDP: endpoints to await, and a fast transport for any `asyncio.DatagramProtocol`."""
 
-from asyncnet.udp.ancillary import Datagram
+from asyncnet.udp.ancillary import Datagram, Train
 from asyncnet.udp.capabilities import Capabilities, probe
 from asyncnet.udp.create import create_datagram_endpoint
 from asyncnet.udp.endpoint import MAX_PAYLOAD, Endpoint, EndpointStats, QueuePolicy
@@ -15,6 +15,7 @@ __all__ = [
     "Endpoint",
     "EndpointStats",
     "QueuePolicy",
+    "Train",
     "bind",
     "connect",
     "create_datagram_endpoint",

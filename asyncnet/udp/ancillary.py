@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from asyncnet.addresses import Address
 from asyncnet.udp.capabilities import SOL_UDP, UDP_GRO, probe
 
-__all__ = ["CONTROL_SIZE", "GRO_PLACE", "Datagram", "ask_for", "control_messages", "datagrams_of"]
+__all__ = ["CONTROL_SIZE", "GRO_PLACE", "Datagram", "Train", "ask_for", "control_messages", "datagrams_of"]
 
 CONTROL_SIZE: Final = 192
 """Bytes for ancillary data: every kind that is asked for fits."""
@@ -46,6 +46,16 @@ class Datagram(NamedTuple):
     """Whether it was larger than the buffer for it."""
     reply_addr: str | None = None
     """The address of this host to answer from: for a broadcast not `local_addr`, for multicast over IPv6 None."""
+
+
+class Train(NamedTuple):
+    """Datagrams of one sender that the kernel has joined (UDP_GRO)."""
+
+    data: memoryview
+    """Their payloads, one behind the other; valid until the callback that gets it returns."""
+    segment_size: int
+    """Bytes of each payload but the last, which may be shorter."""
+    addr: Address
 
 
 def ask_for(sock: socket.socket, *, trains: bool, notes: bool) -> None:

@@ -28,7 +28,7 @@ from itertools import accumulate, chain, repeat
 from typing import Any, Final
 
 from asyncnet.addresses import Address
-from asyncnet.udp.ancillary import CONTROL_SIZE, GRO_PLACE, Datagram, control_messages, datagrams_of
+from asyncnet.udp.ancillary import CONTROL_SIZE, GRO_PLACE, Datagram, Train, control_messages, datagrams_of
 from asyncnet.udp.capabilities import libc
 
 __all__ = ["OUT_SIZE", "SLOTS", "SLOT_SIZE", "AddressCodec", "Arena", "arena_of"]
@@ -159,6 +159,8 @@ class Arena:
         self._recvmmsg, self._sendmmsg = library.recvmmsg, library.sendmmsg
         self._recvmmsg.argtypes, self._sendmmsg.argtypes = arguments, arguments[:4]
         self._in = _Memory(SLOTS * _STRIDE)
+        whole = memoryview(self._in.mmap)
+        self._slots = [whole[offset : offset + SLOT_SIZE] for offset in _OFFSETS]
         self._in_names = _Memory(SLOTS * _NAME)
         self._in_vectors = _Memory(SLOTS * _VECTOR)
         self._control = _Memory(SLOTS * CONTROL_SIZE)
@@ -207,30 +209,42 @@ class Arena:
             payloads = [data[o : o + n] for o, n in zip(_OFFSETS, lengths, strict=False)]
         return list(zip(payloads, self._senders(codec, peer, count), strict=False))
 
-    def receive_trains(self, fd: int, codec: AddressCodec, peer: Address | None = None) -> list[tuple[bytes, Address]]:
-        """Receive where the kernel joins datagrams (UDP_GRO); a train is split into its datagrams.
+    def receive_trains(self, fd: int, codec: AddressCodec, peer: Address | None = None) -> list[Train]:
+        """Receive where the kernel joins datagrams (UDP_GRO); what came alone is a train of one.
 
-        Arguments and errors are those of `receive`.
+        Arguments and errors are those of `receive`. The trains are valid until the next call.
         """
         headers, count = self._receive_with_control(fd, codec, peer)
         if count < 0:
             return _nothing()
-        found: list[tuple[bytes, Address]] = []
-        data = self._in.mmap
         lengths = headers.lengths[:count].tolist()
         controls = headers.control_lengths[:count].tolist()
-        senders = self._senders(codec, peer, count)
-        for i, (offset, length, sender) in enumerate(zip(_OFFSETS, lengths, senders, strict=False)):
+        self.received_bytes = sum(lengths)
+        trains = []
+        for i, sender in enumerate(self._senders(codec, peer, count)):
+            if i == count:
+                break
             place = i * CONTROL_SIZE + GRO_PLACE
-            segment = int.from_bytes(self._control.mmap[place : place + 4], sys.byteorder) if controls[i] else length
+            segment = lengths[i]
+            if controls[i]:
+                segment = int.from_bytes(self._control.mmap[place : place + 4], sys.byteorder)
+            trains.append(Train(self._slots[i][: lengths[i]], segment, sender))
+        return trains
+
+    def receive_split_trains(
+        self, fd: int, codec: AddressCodec, peer: Address | None = None
+    ) -> list[tuple[bytes, Address]]:
+        """Receive as `receive_trains` does, and split each train into its datagrams."""
+        found: list[tuple[bytes, Address]] = []
+        for data, segment, sender in self.receive_trains(fd, codec, peer):
+            length = len(data)
             if length <= segment:
-                found.append((data[offset : offset + length], sender))
+                found.append((bytes(data), sender))
                 continue
             whole = length // segment
-            found += zip(_cutter(segment, segment, whole)(data, offset), repeat(sender))
+            found += zip(_cutter(segment, segment, whole)(data), repeat(sender))
             if rest := length % segment:
-                found.append((data[offset + length - rest : offset + length], sender))
-        self.received_bytes = sum(lengths)
+                found.append((bytes(data[length - rest :]), sender))
         return found
 
     def receive_messages(self, fd: int, codec: AddressCodec, peer: Address | None = None) -> list[Datagram]:
@@ -263,7 +277,9 @@ class Arena:
             return repeat(peer)
         return map(codec.__getitem__, _cutter(codec.size, _NAME, count)(self._in_names.mmap))
 
-    def send(self, fd: int, payloads: Sequence[bytes], names: bytes | None, name_size: int, start: int = 0) -> int:
+    def send(
+        self, fd: int, payloads: Sequence[bytes | memoryview], names: bytes | None, name_size: int, start: int = 0
+    ) -> int:
         """Send many datagrams, `SLOTS` and `OUT_SIZE` bytes at most.
 
         Args:

@@ -9,8 +9,8 @@ import socket
 import struct
 from abc import abstractmethod
 from asyncio import trsock
-from collections.abc import Callable, Iterable
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 from asyncnet.addresses import Address, explain
@@ -30,6 +30,7 @@ _SILENT_LOSSES: Final = 5  # sends after the end that go unmentioned, as in asyn
 
 _DATA: Final = itemgetter(0)
 _ADDRESS: Final = itemgetter(1)
+_SHAPE: Final = attrgetter("itemsize", "c_contiguous")
 _TRAIN_REFUSED: Final = (errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.ENOPROTOOPT)
 
 
@@ -116,7 +117,12 @@ class SendingTransport(asyncio.DatagramTransport):
                 self._flush()
             return
         if self._peer is not None and addr is None and not (self._batching or self._buffer or self._losses):
-            self._send_one(data, None)  # what `send` refuses to take is a TypeError too
+            try:
+                self._sock.send(data)  # what it refuses to take is a TypeError too
+            except (BlockingIOError, InterruptedError):
+                self._keep(bytes(data), None)
+            except OSError as exc:
+                self._send_failed(exc, None)
             return
         if type(data) is not bytes and not isinstance(data, bytearray | memoryview):
             raise TypeError(f"data must be bytes-like, not {type(data).__name__}")
@@ -194,7 +200,7 @@ class SendingTransport(asyncio.DatagramTransport):
             if not self._losses:
                 self._send_many(payloads, addresses)
 
-    def _send_many(self, payloads: list[bytes], addresses: list[Address | None]) -> None:
+    def _send_many(self, payloads: Sequence[bytes | memoryview], addresses: list[Address | None]) -> None:
         count = len(payloads)
         names: bytes | None = None
         if count == 1 or not self._sends_many or self._buffer:
@@ -211,18 +217,18 @@ class SendingTransport(asyncio.DatagramTransport):
                 start += self._arena.send(self._fd, payloads, names, self._codec.size, start)
             except (BlockingIOError, InterruptedError):
                 for i in range(start, count):
-                    self._keep(payloads[i], addresses[i])
+                    self._keep(bytes(payloads[i]), addresses[i])
                 return
             except OSError as exc:
                 self._send_failed(exc, addresses[start])
                 start += 1
 
-    def _send_one_by_one(self, payloads: list[bytes], addresses: list[Address | None]) -> None:
+    def _send_one_by_one(self, payloads: Sequence[bytes | memoryview], addresses: list[Address | None]) -> None:
         for data, addr in zip(payloads, addresses, strict=True):
             if self._losses:
                 return
             if self._buffer:
-                self._keep(data, addr)
+                self._keep(bytes(data), addr)
                 continue
             try:
                 self._send_one(data, addr)
@@ -242,7 +248,8 @@ class SendingTransport(asyncio.DatagramTransport):
         items = batch if isinstance(batch, list) else list(batch)
         payloads: list[Any] = list(map(_DATA, items))
         addresses = list(map(_ADDRESS, items))
-        if set(map(type, payloads)) != {bytes}:
+        kinds = set(map(type, payloads))
+        if kinds != {bytes} and not (kinds == {memoryview} and set(map(_SHAPE, payloads)) == {(1, True)}):
             payloads = [bytes(memoryview(data)) for data in payloads]
         unchecked = self._address is None and not self._losses and None not in addresses
         if unchecked or all(map(self._may_send, addresses)):

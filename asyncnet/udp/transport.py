@@ -7,7 +7,8 @@ until the next turn of the loop, and no longer. While datagrams come one by one,
 costs more than a call for one.
 
 Everything else that differs from asyncio's is an addition: empty datagrams are sent; a protocol with a method
-``datagrams_received(batch)`` gets whole batches; reading can be paused; `send_batch` and `send_segments` send many.
+``datagrams_received(batch)`` gets whole batches, and one with ``trains_received(batch)`` gets trains as the kernel has
+joined them, `Train`; reading can be paused; `send_batch` and `send_segments` send many.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from asyncnet.addresses import Address, explain, format_address
-from asyncnet.udp.ancillary import CONTROL_SIZE, datagrams_of
+from asyncnet.udp.ancillary import CONTROL_SIZE, Train, datagrams_of
 from asyncnet.udp.batch import SLOT_SIZE, SLOTS
 from asyncnet.udp.capabilities import Capabilities, probe
 from asyncnet.udp.sending import SendingTransport, logger
@@ -69,9 +70,9 @@ class DatagramTransport(SendingTransport):
         notes: bool = False,
         capabilities: Capabilities | None = None,
     ) -> None:
-        super().__init__(loop, sock, protocol, address, capabilities or probe())
-        self._trains = trains
+        self._trains = trains and not notes
         self._notes = notes
+        super().__init__(loop, sock, protocol, address, capabilities or probe())
         self._singly = self._receives_many and not trains and not notes
         self._reading = False
         self._paused = False
@@ -174,7 +175,8 @@ class DatagramTransport(SendingTransport):
         if self._notes:
             batch = arena.receive_messages(self._fd, self._codec, self._peer)
         elif self._trains:
-            batch = arena.receive_trains(self._fd, self._codec, self._peer)
+            receive = arena.receive_trains if self._takes_trains else arena.receive_split_trains
+            batch = receive(self._fd, self._codec, self._peer)
         else:
             batch = arena.receive(self._fd, self._codec, self._peer)
         self._received_bytes = arena.received_bytes
@@ -203,6 +205,8 @@ class DatagramTransport(SendingTransport):
                 batch += [item[:2] for item in datagrams_of(data, addr, notes, flags)]
             else:
                 batch.append((data, addr))
+        if self._takes_trains:
+            return [Train(memoryview(data), len(data), addr) for data, addr in batch]
         return batch
 
     def _deliver(self, batch: list[Any]) -> None:
@@ -281,6 +285,9 @@ class DatagramTransport(SendingTransport):
         self._protocol: Any = protocol
         self._deliver_one: Callable[..., object] = getattr(protocol, "datagram_received")  # noqa: B009
         self._deliver_batch: Callable[..., object] | None = getattr(protocol, "datagrams_received", None)
+        self._takes_trains = self._trains and hasattr(protocol, "trains_received")
+        if self._takes_trains:
+            self._deliver_batch = getattr(protocol, "trains_received")  # noqa: B009
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         """Return the protocol that is called."""

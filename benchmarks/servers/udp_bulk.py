@@ -57,11 +57,22 @@ class BatchSink(Sink):
         self.bytes += sum(map(len, map(itemgetter(0), batch)))
 
 
+class TrainSink(Sink):
+    def trains_received(self, batch: Any) -> None:
+        for data, size, addr in batch:
+            if len(data) == 1:
+                self.answer(addr)
+                continue
+            self.datagrams += -(-len(data) // size)
+            self.bytes += len(data)
+
+
 async def receive(way: str) -> None:
     loop = asyncio.get_running_loop()
     transport: Any
     if way.startswith("asyncnet"):
-        transport, _ = await udp.create_datagram_endpoint(BatchSink, (HOST, 0), trains="GRO" in way)
+        sink = TrainSink if way.endswith("trains") else BatchSink
+        transport, _ = await udp.create_datagram_endpoint(sink, (HOST, 0), trains="GRO" in way)
     else:
         transport, _ = await loop.create_datagram_endpoint(Sink, (HOST, 0))
     address = transport.get_extra_info("sockname")

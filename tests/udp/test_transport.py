@@ -18,7 +18,7 @@ import pytest
 from asyncnet import udp
 from asyncnet.addresses import Address
 from asyncnet.loops import loop_name
-from asyncnet.udp import Datagram, DatagramTransport, probe
+from asyncnet.udp import Datagram, DatagramTransport, Train, probe
 from asyncnet.udp.capabilities import DISABLE_VARIABLE
 
 Create: TypeAlias = Callable[..., Awaitable[tuple[Any, Any]]]
@@ -507,6 +507,36 @@ async def test_trains_come_as_pairs_and_with_notes_as_datagrams(disabled: str, m
         assert {type(item) for batch in batches.batches for item in batch} == {kind}
         await closed(sender, protocol)
         await closed(receiver, batches)
+
+
+class Trains(Recorder):
+    """Takes trains as the kernel has joined them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.longest = 0
+
+    def trains_received(self, batch: list[Train]) -> None:
+        for data, size, addr in batch:
+            self.longest = max(self.longest, len(data) // max(1, size))
+            pieces = [bytes(data[start : start + size]) for start in range(0, len(data), size)] if size else [b""]
+            self.received += [(piece, addr) for piece in pieces]
+
+
+@with_every_way
+async def test_trains_come_whole_to_who_takes_them(disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, disabled)
+    receiver, trains = await udp.create_datagram_endpoint(Trains, local_addr=("127.0.0.1", 0), trains=True)
+    sender, protocol = await udp.create_datagram_endpoint(Recorder, remote_addr=receiver.get_extra_info("sockname"))
+    sender.send_segments(b"".join(b"%03d" % number for number in range(50)) + b"!", 3)
+    sender.sendto(b"")
+    await until(lambda: len(trains.received) == 52)
+    assert [data for data, _ in trains.received] == [b"%03d" % number for number in range(50)] + [b"!", b""]
+    assert {addr for _, addr in trains.received} == {sender.get_extra_info("sockname")}
+    if probe().gso and probe().gro and probe().recvmmsg:
+        assert trains.longest == 50
+    await closed(sender, protocol)
+    await closed(receiver, trains)
 
 
 async def test_a_local_datagram_that_is_too_long_is_an_error_and_never_cut(tmp_path: Path) -> None:
