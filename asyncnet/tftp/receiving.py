@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 from asyncnet.addresses import Address
 from asyncnet.errors import LocalError
@@ -71,7 +72,7 @@ class ReceiveSession(Session):
         self._answer(now)
 
     def _receive_train(self, train: memoryview, now: float) -> bool:
-        """Store a train of blocks at once, if it is just what comes next, and acknowledge it once."""
+        """Acknowledge a train of blocks once and store it at once, if it is just what comes next."""
         size = HEADER.size + self.options.block_size
         whole, rest = divmod(len(train), size)
         fields = headers(self.options.block_size, whole).unpack_from(train)
@@ -79,17 +80,34 @@ class ReceiveSession(Session):
             if rest < HEADER.size:
                 return False
             fields += HEADER.unpack_from(train, whole * size)
-        first, count = fields[1], len(fields) // 2
+        length = rest - HEADER.size if rest else self.options.block_size
+        payloads = [train[start + HEADER.size : start + size] for start in range(0, len(train), size)]
+        return self._receive_run(fields, payloads, length, now)
+
+    def _receive_singles(self, blocks: list[memoryview], now: float) -> None:
+        """Do the same with whole blocks that came one by one, as a sender without UDP_SEGMENT sends its window."""
+        if len(blocks) > 1:
+            fields = tuple(chain.from_iterable(map(HEADER.unpack_from, blocks)))
+            payloads = [block[HEADER.size :] for block in blocks]
+            if self._receive_run(fields, payloads, self.options.block_size, now):
+                return
+        for block in blocks:
+            self._take(bytes(block))
+
+    def _receive_run(self, fields: tuple[int, ...], payloads: list[memoryview], length: int, now: float) -> bool:
+        first, count = fields[1], len(payloads)
         if fields[1::2] != tuple(range(first, first + count)) or fields[::2] != (Opcode.DATA,) * count:
             return False
-        length = rest - HEADER.size if rest else self.options.block_size
         block = None if self.over else self._machine.receive_run(first, count, length, now)
         if block is None:
             return False
-        payloads = [train[start + HEADER.size : start + size] for start in range(0, len(train), size)]
-        self._sink.store(payloads, (block - 1) * self.options.block_size)
         self._bytes += (count - 1) * self.options.block_size + length
-        self._answer(now)
+        complete = self._machine.complete
+        if not complete:
+            self._send_ack()  # the sender reads its next window while this one is stored
+        self._sink.store(payloads, (block - 1) * self.options.block_size)
+        if complete:
+            self._answer(now)
         return True
 
     def _answer(self, now: float) -> None:
@@ -115,16 +133,26 @@ class ReceiveSession(Session):
     def trains_received(self, batch: list[Train]) -> None:
         """Store what arrived together at once, and acknowledge it once."""
         now = self._clock()
-        for data, size, addr in batch:
-            if self._server is not None and not self._is_from_server(addr):
-                continue
-            try:
-                if len(data) > size == HEADER.size + self.options.block_size and self._receive_train(data, now):
+        whole = HEADER.size + self.options.block_size
+        singles: list[memoryview] = []
+        try:
+            for data, size, addr in batch:
+                if self._server is not None and not self._is_from_server(addr):
+                    continue
+                if len(data) == whole <= (size or whole):
+                    singles.append(data)
+                    continue
+                if singles:
+                    run, singles = singles, []
+                    self._receive_singles(run, now)
+                if len(data) > size == whole and self._receive_train(data, now):
                     continue
                 for start in range(0, len(data), size or 1):
                     self._take(bytes(data[start : start + size]))
-            except Exception as exc:
-                self.fail(exc)
+            if singles:
+                self._receive_singles(singles, now)
+        except Exception as exc:
+            self.fail(exc)
         self._rearm()
 
     def _send_ack(self) -> None:
