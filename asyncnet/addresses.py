@@ -11,6 +11,7 @@ import ipaddress
 import os
 import socket
 import sys
+from collections.abc import Iterable
 from enum import Enum
 from typing import Any, Final, TypeAlias
 
@@ -21,14 +22,18 @@ from asyncnet.netlink import read_interfaces
 
 __all__ = [
     "Address",
+    "IPNetwork",
     "Interface",
     "InterfaceAddress",
     "PortClass",
     "broadcast_address",
+    "client_of",
     "explain",
     "format_address",
+    "in_networks",
     "interfaces",
     "parse_address",
+    "parse_network",
     "port_class",
     "same_subnet",
 ]
@@ -36,6 +41,7 @@ __all__ = [
 Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
 
 IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class PortClass(Enum):
@@ -114,6 +120,40 @@ def _checked_port(port: int, text: str) -> int:
     if not 0 <= port <= 65535:
         raise AddressError(f"{text!r}: a port is between 0 and 65535")
     return port
+
+
+def parse_network(text: str) -> IPNetwork:
+    """Parse a network or an address, such as ``192.168.1.0/24``.
+
+    Raises:
+        AddressError: it is neither.
+    """
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise AddressError(f"{text!r} is no network: write 192.168.1.0/24, 2001:db8::/32 or an address") from None
+
+
+def in_networks(host: str, networks: Iterable[IPNetwork]) -> bool:
+    """Tell whether an address belongs to one of the networks; an IPv4 address mapped into IPv6 counts as IPv4."""
+    address = _unmapped(host)
+    return any(address in network for network in networks)
+
+
+def client_of(host: str) -> str:
+    """Return what counts as one client: an IPv4 address, or the /64 network of an IPv6 address."""
+    if ":" not in host:
+        return host
+    address = _unmapped(host)
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
+
+
+def _unmapped(host: str) -> IPAddress:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
 
 
 def format_address(address: Address | tuple[Any, ...] | str | bytes | None) -> str:

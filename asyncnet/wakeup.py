@@ -22,34 +22,42 @@ class Wakeup:
         loop: the loop of the task.
     """
 
-    __slots__ = ("_asyncio_future_blocking", "_callback", "_cancelled", "_context", "_loop")
+    __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_loop", "callback")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._asyncio_future_blocking = False  # a task looks at it to tell a future from a bare yield
         self._loop = loop
-        self._callback: Callable[[Any], object] | None = None
+        self.callback: Callable[[Any], object] | None = None
         self._context: Context | None = None
         self._cancelled: tuple[Any, ...] | None = None
 
     def __await__(self) -> Generator[Any, None, None]:
         self._asyncio_future_blocking = True
-        yield self
+        # Cheaper than a generator, and a task needs no more than an iterator.
+        return iter((self,))  # type: ignore[return-value]
 
     def wake(self) -> None:
         """Resume the task that waits, if one does: now when no task is running, else in the next turn of the loop."""
-        callback, context = self._callback, self._context
+        callback, context = self.callback, self._context
         if callback is None or context is None:
             return
-        self._callback = self._context = None
+        self.callback = self._context = None
         if asyncio.current_task(self._loop) is None:
             context.run(callback, self)
         else:
             self._loop.call_soon(callback, self, context=context)
 
+    def wake_from_callback(self) -> None:
+        """Do the same where no task can be running: in a callback that the event loop has called itself."""
+        callback = self.callback
+        if callback is not None:
+            self.callback = None
+            self._context.run(callback, self)  # type: ignore[union-attr]  # both were set together
+
     @property
     def waiting(self) -> bool:
-        """Whether a task waits that has been neither woken nor cancelled."""
-        return self._callback is not None
+        """Whether a task waits that has been neither woken nor cancelled: `callback` is what resumes it."""
+        return self.callback is not None
 
     # What a task calls.
 
@@ -59,7 +67,7 @@ class Wakeup:
 
     def add_done_callback(self, callback: Callable[[Any], object], *, context: Context) -> None:
         """Keep what resumes the task."""
-        self._callback, self._context = callback, context
+        self.callback, self._context = callback, context
 
     def result(self) -> None:
         """Raise `asyncio.CancelledError` in the task if that is why it is resumed."""
@@ -69,10 +77,10 @@ class Wakeup:
 
     def cancel(self, msg: Any = None) -> bool:
         """Resume the task with `asyncio.CancelledError`; False when it has been woken already."""
-        callback, context = self._callback, self._context
+        callback, context = self.callback, self._context
         if callback is None:
             return False
-        self._callback = self._context = None
+        self.callback = self._context = None
         self._cancelled = () if msg is None else (msg,)
         self._loop.call_soon(callback, self, context=context)
         return True

@@ -12,8 +12,8 @@ import asyncnet
 
 PUBLIC = {
     "asyncnet": "__version__ broadcast compat errors new_event_loop run tcp tftp udp",
-    "asyncnet.addresses": "Address Interface InterfaceAddress PortClass broadcast_address explain format_address"
-    " interfaces parse_address port_class same_subnet",
+    "asyncnet.addresses": "Address IPNetwork Interface InterfaceAddress PortClass broadcast_address client_of explain"
+    " format_address in_networks interfaces parse_address parse_network port_class same_subnet",
     "asyncnet.broadcast": "AnswerHandler Answerer AnswererStats Reply answer ask",
     "asyncnet.compat": "ENGINES Engine Handler Kernel Reader Server Stats Writer create_server open_streams"
     " run_blocking serve sleep wait_readable wait_writable",
@@ -21,7 +21,8 @@ PUBLIC = {
     " MissingExtraError PacketError RemoteError TftpError",
     "asyncnet.lab": "Comparison Measure Run Settings Summary compare format_table",
     "asyncnet.loops": "HAVE_UVLOOP LOOPS loop_name new_event_loop run",
-    "asyncnet.tcp": "Server ServerStats StopReport connect serve",
+    "asyncnet.tcp": "MetricsCollector ProxyHeader Server ServerStats SocketOptions StopReport StreamReader StreamWriter"
+    " connect serve",
     "asyncnet.testing": "RelayStats UdpRelay udp_relay",
     "asyncnet.tftp": "Client Directory Guard Hooks Limits MetricsCollector Options Outcome RemapRule Remapped Report"
     " Request Roots Server ServerStats Storage TftpUrl Timing TransferRecord WritePolicy explain_remap get parse_url"

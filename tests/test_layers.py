@@ -11,8 +11,8 @@ PACKAGE = Path(asyncnet.__file__).parent
 
 # One line is one layer; modules on one line do not import each other.
 LAYERS = """
-asyncnet.errors
-asyncnet.netlink asyncnet.opening asyncnet.wakeup
+asyncnet.errors asyncnet.perloop
+asyncnet.netlink asyncnet.opening asyncnet.wakeup asyncnet.poller asyncnet.metrics
 asyncnet.addresses
 asyncnet.resolver asyncnet.activation asyncnet.privileges
 asyncnet.tftp.packets asyncnet.tftp.netascii asyncnet.tftp.retransmit
@@ -28,8 +28,14 @@ asyncnet.udp.endpoint
 asyncnet.udp.open
 asyncnet.udp
 asyncnet.loops
+asyncnet.tcp.sendqueue asyncnet.tcp.deadlines asyncnet.tcp.proxy
+asyncnet.tcp.transport asyncnet.tcp.reading asyncnet.tcp.prelude
+asyncnet.tcp.alarm
+asyncnet.tcp.streams
 asyncnet.tcp.listeners asyncnet.tcp.connections
+asyncnet.tcp.acceptor
 asyncnet.tcp.server asyncnet.tcp.client
+asyncnet.tcp.serving
 asyncnet.tcp
 asyncnet.tftp.files
 asyncnet.tftp.storage
@@ -70,6 +76,8 @@ SANS_IO = (
     "asyncnet.tftp.netascii",
     "asyncnet.tftp.retransmit",
     "asyncnet.tftp.transfer",
+    "asyncnet.tcp.deadlines",
+    "asyncnet.tcp.proxy",
 )
 
 

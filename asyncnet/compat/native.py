@@ -73,7 +73,8 @@ class AsyncnetServer(Server):
         except BaseException:
             self._loop.close()
             raise
-        return self._server.address
+        where: Address = self._server.address
+        return where
 
     async def _listen(self, opening: Any) -> tcp.Server:
         server: tcp.Server = await opening

@@ -1,7 +1,22 @@
-"""TCP streams: `serve` and `connect`, with the readers and writers of asyncio."""
+"""TCP streams: `serve` and `connect`, with readers and writers that do what those of asyncio do."""
 
 from asyncnet.tcp.client import connect
-from asyncnet.tcp.connections import ServerStats, StopReport
-from asyncnet.tcp.server import Server, serve
+from asyncnet.tcp.connections import MetricsCollector, ServerStats, StopReport
+from asyncnet.tcp.listeners import SocketOptions
+from asyncnet.tcp.proxy import ProxyHeader
+from asyncnet.tcp.server import Server
+from asyncnet.tcp.serving import serve
+from asyncnet.tcp.streams import StreamReader, StreamWriter
 
-__all__ = ["Server", "ServerStats", "StopReport", "connect", "serve"]
+__all__ = [
+    "MetricsCollector",
+    "ProxyHeader",
+    "Server",
+    "ServerStats",
+    "SocketOptions",
+    "StopReport",
+    "StreamReader",
+    "StreamWriter",
+    "connect",
+    "serve",
+]

@@ -10,36 +10,54 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import random
 import socket
 import sys
 from collections import deque
 from itertools import chain, zip_longest
-from ssl import SSLContext, SSLError
+from ssl import SSLCertVerificationError, SSLContext, SSLError, create_default_context
 from typing import Final, TypeAlias
 
 from asyncnet.addresses import Address, explain, format_address
 from asyncnet.resolver import resolve
+from asyncnet.tcp.deadlines import Timeouts
+from asyncnet.tcp.listeners import SocketOptions, set_options
+from asyncnet.tcp.reading import LIMIT, StreamReader
+from asyncnet.tcp.streams import StreamProtocol, StreamWriter, open_tls
+from asyncnet.tcp.transport import SocketTransport
 
 __all__ = ["connect"]
 
 ATTEMPT_DELAY: Final = 0.25
 """Seconds before the next address is tried while an attempt is under way (RFC 8305 section 5)."""
 
+RETRY_DELAY: Final = 0.2
+"""Seconds before the second attempt, at most."""
+LONGEST_RETRY_DELAY: Final = 10.0
+"""Seconds before any further attempt, at most."""
+_PLAIN: Final = SocketOptions()
+
+Target: TypeAlias = tuple[str, int] | str
+"""A host and a port, or the path of a Unix socket."""
 Candidate: TypeAlias = tuple[int, Address]
 """An address family and an address in it."""
 
 
 async def connect(
-    host: str,
-    port: int,
+    host: str | None = None,
+    port: int | None = None,
     *,
+    path: str | None = None,
     timeout: float | None = None,
+    read_timeout: float | None = None,
+    attempts: int = 1,
     local_addr: tuple[str, int] | None = None,
     ssl: SSLContext | bool | None = None,
     server_hostname: str | None = None,
-    limit: int = 65536,
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Connect to a server and return a reader and a writer, as `asyncio.open_connection` does.
+    limit: int = LIMIT,
+    options: SocketOptions = _PLAIN,
+) -> tuple[StreamReader, StreamWriter]:
+    """Connect to a server and return a reader and a writer, which do what those of `asyncio.open_connection` do.
 
     A name with several addresses is tried with IPv6 and IPv4 in turn, the next one 0.25 seconds after the one before
     or as soon as that has failed; the first connection wins. Small writes are not held back (TCP_NODELAY).
@@ -47,11 +65,16 @@ async def connect(
     Args:
         host: the server's name or address.
         port: the server's port, 1 to 65535.
+        path: of a Unix socket, instead of `host` and `port`; a leading ``@`` means the abstract namespace.
         timeout: seconds for everything: the name, the connection and the TLS handshake; None leaves it to the system.
+        read_timeout: seconds that a read waits without a byte in either direction before it raises `TimeoutError`.
+        attempts: how often it is tried in all. Before each further time it waits a random time, of at most 0.2 seconds
+            first, then twice as long each time, up to 10. A certificate that does not fit is not tried again.
         local_addr: the local host and port; by default the system picks them.
         ssl: a context, or True for one with the default settings; None and False mean no TLS.
         server_hostname: the name that the certificate must have; by default `host`.
         limit: bytes that the reader holds before it stops reading: half of it, and the longest line.
+        options: what is set on the socket, such as keepalive.
 
     Raises:
         ValueError: a number is out of range, `host` is empty, or `server_hostname` does not go with `ssl`.
@@ -59,47 +82,117 @@ async def connect(
         ssl.SSLError: the TLS handshake failed, such as for a certificate that is not trusted.
         OSError: the name does not resolve, or none of its addresses could be connected to; the message names them.
     """
-    if not host:
-        raise ValueError("host is empty: there is nobody to connect to")
-    if not 1 <= port <= 65535:
-        raise ValueError(f"port must be between 1 and 65535, not {port}")
+    if path is None:
+        if not host:
+            raise ValueError("host is empty: there is nobody to connect to")
+        if port is None or not 1 <= port <= 65535:
+            raise ValueError(f"port must be between 1 and 65535, not {port}")
+        target: Target = (host, port)
+    elif host is not None or port is not None or local_addr is not None:
+        raise ValueError("path does not go with host, port and local_addr")
+    else:
+        target = path
     if timeout is not None and not 0 < timeout < float("inf"):
         raise ValueError(f"timeout must be above 0 seconds and finite, or None, not {timeout}")
+    if read_timeout is not None and not 0 < read_timeout < float("inf"):
+        raise ValueError(f"read_timeout must be above 0 seconds and finite, or None, not {read_timeout}")
     if limit < 1:
         raise ValueError(f"limit must be at least 1, not {limit}")
+    if attempts < 1:
+        raise ValueError(f"attempts must be at least 1, not {attempts}")
     if server_hostname is not None and not ssl:
         raise ValueError("server_hostname is given, but ssl is not")
     if server_hostname == "" and (not isinstance(ssl, SSLContext) or ssl.check_hostname):
         raise ValueError("server_hostname is empty, but the context checks the name: set its check_hostname to False")
-    address = (host, port)
+    if server_hostname is None and ssl:
+        server_hostname = host or ""
+    context = create_default_context() if ssl is True else ssl or None
+    longest = RETRY_DELAY
+    while True:
+        attempts -= 1
+        try:
+            return await _connect_once(
+                target, timeout, local_addr, context, server_hostname, options, limit, Timeouts(idle=read_timeout)
+            )
+        except SSLCertVerificationError:
+            raise
+        except OSError:
+            if not attempts:
+                raise
+        await asyncio.sleep(random.uniform(0, longest))
+        longest = min(2 * longest, LONGEST_RETRY_DELAY)
+
+
+async def _connect_once(
+    target: Target,
+    timeout: float | None,
+    local_addr: tuple[str, int] | None,
+    context: SSLContext | None,
+    server_hostname: str | None,
+    options: SocketOptions,
+    limit: int,
+    timeouts: Timeouts,
+) -> tuple[StreamReader, StreamWriter]:
     try:
         async with asyncio.timeout(timeout) as scope:
-            sock = await _connected_socket(address, local_addr)
-            if not ssl:
-                return await _open_streams(sock, limit, None, None)
+            sock = await (_connect_unix(target) if isinstance(target, str) else _connected_socket(target, local_addr))
             try:
-                return await _open_streams(sock, limit, ssl, host if server_hostname is None else server_hostname)
+                set_options(sock, options)
+                peer = target if isinstance(target, str) else sock.getpeername()
             except OSError as exc:
-                raise _explain_tls(exc, address) from exc
+                sock.close()
+                raise explain(exc, "connect TCP to", target) from exc
+            try:
+                return await _open_streams(sock, peer, limit, context, server_hostname, timeouts)
+            except OSError as exc:
+                raise _explain_tls(exc, target) from exc
     except TimeoutError as exc:
         if not scope.expired():
             raise
-        message = f"cannot connect TCP to {format_address(address)}: no answer within {timeout:g} seconds"
+        message = f"cannot connect TCP to {format_address(target)}: no answer within {timeout:g} seconds"
         raise TimeoutError(errno.ETIMEDOUT, message) from exc
 
 
 async def _open_streams(
-    sock: socket.socket, limit: int, ssl: SSLContext | bool | None, server_hostname: str | None
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Wrap a connected socket, which belongs to the event loop from here on."""
+    sock: socket.socket,
+    peer: Address | str,
+    limit: int,
+    context: SSLContext | None,
+    server_hostname: str | None,
+    timeouts: Timeouts,
+) -> tuple[StreamReader, StreamWriter]:
+    """Put streams on a connected socket, which belongs to them from here on."""
     loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader(limit, loop)
-    protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-    transport, _ = await loop.create_connection(lambda: protocol, sock=sock, ssl=ssl, server_hostname=server_hostname)
-    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
+    reader = StreamReader(limit, loop)
+    protocol = StreamProtocol(reader, loop, peer, server_side=False, timeouts=timeouts)
+    transport: asyncio.Transport
+    if context is not None:
+        transport = await open_tls(loop, sock, protocol, context, server_hostname=server_hostname)
+    elif sys.platform == "win32":  # its default loop has no add_reader
+        transport, _ = await loop.create_connection(lambda: protocol, sock=sock)
+    else:
+        transport = SocketTransport(loop, sock, protocol, peer)
+    return reader, StreamWriter(transport, protocol)
 
 
-def _explain_tls(exc: OSError, address: Address) -> OSError:
+async def _connect_unix(path: str) -> socket.socket:
+    family = getattr(socket, "AF_UNIX", None)
+    if family is None:
+        raise OSError(errno.EAFNOSUPPORT, f"cannot connect to unix socket {path}: this system has none")
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await _connect(sock, "\0" + path[1:] if path.startswith("@") else path)
+    except OSError as exc:
+        sock.close()
+        raise explain(exc, "connect to unix socket", path) from exc
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _explain_tls(exc: OSError, address: Target) -> OSError:
     if isinstance(exc, ConnectionAbortedError):  # the event loop's own limit for the handshake
         return explain(OSError(errno.ECONNABORTED, str(exc)), "connect TLS to", address)
     if not isinstance(exc, SSLError):
@@ -199,7 +292,7 @@ async def _attempt(address: tuple[str, int], candidate: Candidate, local: Addres
     return sock
 
 
-async def _connect(sock: socket.socket, remote: Address) -> None:
+async def _connect(sock: socket.socket, remote: Address | str) -> None:
     """Connect a non-blocking socket; unlike uvloop's `sock_connect` with the scope of a link-local address."""
     loop = asyncio.get_running_loop()
     if sys.platform == "win32":  # its default loop has no add_writer

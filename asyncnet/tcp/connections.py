@@ -1,23 +1,31 @@
-"""What a server knows of its connections: one while it is open, and all of them in numbers."""
+"""What a server counts of its connections, and how they end."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from enum import Enum
 from ssl import SSLError
+from typing import TYPE_CHECKING
 
 import attrs
 
-__all__ = ["Connection", "ConnectionProtocol", "Outcome", "ServerStats", "StopReport", "unsent"]
+from asyncnet import metrics
+from asyncnet.addresses import Address, format_address
+
+if TYPE_CHECKING:
+    import socket
+
+    from asyncnet.tcp.streams import StreamProtocol, StreamWriter
+
+__all__ = ["Connection", "MetricsCollector", "Outcome", "ServerStats", "StopReport"]
 
 
 @attrs.define
 class ServerStats:
     """What a server has counted since it was opened.
 
-    ``accepted`` is the sum of ``active`` and of the five ways to end: ``completed``, ``failed``, ``disconnected``,
-    ``cancelled`` and ``handshakes_failed``.
+    ``accepted`` is the sum of ``active`` and of the six ways to end: ``completed``, ``failed``, ``disconnected``,
+    ``cancelled``, ``handshakes_failed`` and ``rejected``.
     """
 
     accepted: int = 0
@@ -29,15 +37,52 @@ class ServerStats:
     failed: int = 0
     """The handler raised; the traceback is in the log."""
     disconnected: int = 0
-    """The peer went away, and the handler ended by the error that this gave it."""
+    """The peer went away or took too long, and the handler ended by the error that this gave it."""
     cancelled: int = 0
     """The handler was cancelled."""
     handshakes_failed: int = 0
-    """The connection ended before the handler began, as by a failed TLS handshake."""
+    """The connection ended before the handler began, by its PROXY header or its TLS handshake."""
+    rejected: int = 0
+    """There was no room for one more, or for one more of this client."""
     aborted: int = 0
-    """Connections cut off: the peer did not take the last bytes, or the handler outlived its cancellation."""
+    """Connections cut off: the peer did not take its bytes, or the handler outlived its cancellation."""
+    shed: int = 0
+    """Connections closed at once because the system had no descriptor for them."""
     accept_errors: int = 0
     """Failed calls of accept()."""
+    overflows: int = 0
+    """Peers that left too many bytes unread."""
+    first_byte_timeouts: int = 0
+    """Peers that sent nothing in time."""
+    message_timeouts: int = 0
+    """Peers that did not finish a message in time."""
+    idle_timeouts: int = 0
+    """Peers that were silent for too long."""
+    write_timeouts: int = 0
+    """Peers that took nothing of what was sent to them for too long."""
+    lifetime_timeouts: int = 0
+    """Connections that lasted for too long."""
+
+    def count(self, name: str) -> None:
+        """Add one to a counter."""
+        setattr(self, name, getattr(self, name) + 1)
+
+
+class MetricsCollector(metrics.MetricsCollector):
+    """A collector of prometheus_client for the counts of a TCP server.
+
+    Register it with ``prometheus_client.REGISTRY.register(MetricsCollector(server))``.
+
+    Args:
+        server: the server.
+        prefix: of the metrics' names.
+
+    Raises:
+        ImportError: prometheus_client is not installed.
+    """
+
+    def __init__(self, server: metrics.HasStats, prefix: str = "asyncnet_tcp") -> None:
+        super().__init__(server, prefix)
 
 
 @attrs.frozen
@@ -60,62 +105,41 @@ class Outcome(Enum):
     DISCONNECTED = "disconnected"
     CANCELLED = "cancelled"
     HANDSHAKE_FAILED = "handshakes_failed"
+    REJECTED = "rejected"
 
 
 @attrs.define(eq=False)
 class Connection:
-    """One connection, from accept() to the end of its task."""
+    """One connection, from accept() until its handler has ended and its socket is closed."""
 
-    peer: str
+    address: Address | str
+    """Of the peer, or of whom a proxy speaks for."""
     sock: socket.socket | None
-    """Until the event loop takes the socket over."""
-    lost: asyncio.Future[None]
-    """Done when the transport is closed."""
-    reader: asyncio.StreamReader | None = None
-    writer: asyncio.StreamWriter | None = None
-    begun: bool = False
-    """The event loop has made the transport, and finished the TLS handshake."""
+    """Until a transport takes the socket over."""
+    protocol: StreamProtocol | None = None
+    writer: StreamWriter | None = None
+    task: asyncio.Task[object] | None = None
+    client: str | None = None
+    """What it counts as, when connections of a client are counted."""
+    outcome: Outcome | None = None
+    """Set when the handler has ended."""
     cancelled: bool = False
     """The server stops, and cancelled the handler."""
     aborted: bool = False
 
-    def made(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Take the streams that the protocol has made."""
-        self.reader, self.writer = reader, writer
+    @property
+    def peer(self) -> str:
+        """The other end, for messages."""
+        return format_address(self.address)
 
-    def is_lost_by(self, exc: Exception) -> bool:
+    def is_lost_by(self, exc: BaseException) -> bool:
         """Tell whether the peer is to blame for what a handler raised; a connection to another host may be, too."""
-        if self.reader is None or self.writer is None:
+        if self.protocol is None or self.writer is None:
             return False
         if isinstance(exc, ExceptionGroup):
             return all(self.is_lost_by(part) for part in exc.exceptions)
         if isinstance(exc, asyncio.IncompleteReadError):
-            return self.reader.at_eof()
+            return self.protocol.reader.at_eof()
         if isinstance(exc, ConnectionError | SSLError):
-            return self.writer.is_closing() or self.reader.exception() is not None
+            return self.writer.is_closing() or self.protocol.reader.exception() is not None
         return isinstance(exc, TimeoutError)
-
-
-class ConnectionProtocol(asyncio.StreamReaderProtocol):
-    """asyncio's protocol, which also tells the connection when it is lost.
-
-    `StreamWriter.wait_closed` is of no use for that: a cancelled wait breaks it for every other one.
-    """
-
-    def __init__(self, connection: Connection, limit: int, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(asyncio.StreamReader(limit, loop), connection.made, loop)
-        self._lost = connection.lost
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the reader and the connection."""
-        super().connection_lost(exc)
-        if not self._lost.done():
-            self._lost.set_result(None)
-
-
-def unsent(writer: asyncio.StreamWriter) -> int:
-    """Return the bytes that the transport holds back."""
-    try:
-        return writer.transport.get_write_buffer_size()
-    except AttributeError:  # asyncio's TLS transport forgets its connection at a second close()
-        return 0

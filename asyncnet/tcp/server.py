@@ -1,11 +1,9 @@
 """A TCP server that limits, survives and stops.
 
-It owns its acceptor, because those of the event loops cannot do what a server on the internet needs: neither knows a
-limit of connections; out of file descriptors, asyncio repeats its traceback once per place in the backlog and uvloop
-drops connections without a word; and `asyncio.Server.wait_closed` returns at once or waits for ever, depending on the
-Python version. So the listener is read with `add_reader`, and whether it is read at all is decided in one place: not
-while the limit is reached, not during a pause after an exhausted resource, not after `close`. Meanwhile connections
-wait in the kernel's backlog.
+It owns its acceptor, its connections and its way to stop, because those of the event loops cannot do what a server on
+the internet needs: neither knows a limit of connections; out of file descriptors, asyncio repeats its traceback once
+per place in the backlog and uvloop drops connections without a word; and `asyncio.Server.wait_closed` returns at once
+or waits for ever, depending on the Python version.
 """
 
 from __future__ import annotations
@@ -14,33 +12,52 @@ import asyncio
 import logging
 import math
 import socket
-from collections.abc import Callable, Coroutine
-from functools import partial
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from ssl import SSLContext
 from typing import Any, Final, Self, TypeAlias
 
-from asyncnet.addresses import Address, format_address
-from asyncnet.opening import Opening
-from asyncnet.tcp.connections import Connection, ConnectionProtocol, Outcome, ServerStats, StopReport, unsent
-from asyncnet.tcp.listeners import PEER_ERRORS, open_listeners, resolve
+import attrs
 
-__all__ = ["Handler", "Server", "serve"]
+from asyncnet.addresses import Address, IPNetwork, client_of, in_networks
+from asyncnet.errors import PacketError
+from asyncnet.tcp.acceptor import Acceptor
+from asyncnet.tcp.connections import Connection, Outcome, ServerStats, StopReport
+from asyncnet.tcp.deadlines import Deadline, Timeouts
+from asyncnet.tcp.prelude import read_proxy_header
+from asyncnet.tcp.proxy import ProxyHeader
+from asyncnet.tcp.reading import LIMIT, StreamReader
+from asyncnet.tcp.streams import StreamProtocol, StreamWriter, open_tls
+from asyncnet.tcp.transport import HARD_LIMIT, SocketTransport
+
+__all__ = ["Handler", "Server", "Settings"]
 
 logger = logging.getLogger("asyncnet.tcp")
 
-Handler: TypeAlias = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, object]]
-"""What `serve` calls for each connection."""
+Handler: TypeAlias = Callable[[Any, Any], Coroutine[Any, Any, object]]
+"""What `serve` calls for each connection, with a reader and a writer."""
 
-ACCEPTS_PER_TURN: Final = 64
-"""Connections accepted from one listener before the event loop turns to others."""
-BACK_OFF: Final = (0.05, 1.0)
-"""The first and the longest pause, in seconds, while the system lacks descriptors or memory; it doubles."""
-EPISODE_GAP: Final = 5.0
-"""Seconds without an exhausted resource after which the next one is logged again."""
 FLUSH_STALL: Final = 10.0
 """Seconds in which a closing connection must get rid of some of its bytes, or it is aborted."""
 CANCEL_WAIT: Final = 1.0
 """Seconds that a cancelled handler has to end."""
+
+
+@attrs.define
+class Settings:
+    """How a server runs; `serve` explains them."""
+
+    max_connections: int | None = None
+    max_per_client: int | None = None
+    reject: bool = False
+    grace: float = 5.0
+    ssl: SSLContext | None = None
+    limit: int = LIMIT
+    hard_limit: int = HARD_LIMIT
+    timeouts: Timeouts = attrs.field(factory=Timeouts)
+    handshake_timeout: float = 30.0
+    proxy_from: tuple[IPNetwork, ...] = ()
+    proxy_unix: bool = False
 
 
 class Server:
@@ -51,218 +68,291 @@ class Server:
         closing: set when the server begins to close; handlers of long connections may watch it.
     """
 
-    def __init__(
-        self,
-        handler: Handler,
-        listeners: list[socket.socket],
-        *,
-        max_connections: int | None,
-        grace: float,
-        ssl: SSLContext | None,
-        limit: int,
-    ) -> None:
+    def __init__(self, handler: Handler, listeners: list[socket.socket], settings: Settings) -> None:
         self.stats = ServerStats()
         self.closing = asyncio.Event()
+        self._hurried = False
         self._loop = asyncio.get_running_loop()
         self._handler = handler
-        self._listeners = listeners
-        self._addresses: tuple[Address, ...] = tuple(listener.getsockname() for listener in listeners)
-        self._max_connections = max_connections
-        self._grace = grace
-        self._ssl = ssl
-        self._limit = limit
-        self._connections: dict[asyncio.Task[Outcome], Connection] = {}
-        self._reading = False
-        self._pause: asyncio.TimerHandle | None = None
-        self._pause_length = 0.0
-        self._exhausted_at = -math.inf
+        self._settings = settings
+        self._connections: set[Connection] = set()
+        self._clients: dict[str, int] = {}
+        self._ended = asyncio.Event()
         self._finished = self._cancelled = self._aborted = 0  # what the stop report counts
-        self._update_reading()
+        self._acceptor = Acceptor(listeners, self._admit, self._has_room, self.stats)
+        self._acceptor.update()
 
     @property
-    def addresses(self) -> tuple[Address, ...]:
-        """Every address that the server listens on, with the real port."""
-        return self._addresses
+    def addresses(self) -> tuple[Address | str, ...]:
+        """Every address that the server listens on, with the real port; of a Unix socket, its path."""
+        return self._acceptor.addresses
 
     @property
-    def address(self) -> Address:
+    def address(self) -> Any:
         """The first address that the server listens on."""
-        return self._addresses[0]
-
-    # Accepting.
+        return self._acceptor.addresses[0]
 
     @property
-    def _accepting(self) -> bool:
-        return (
-            not self.closing.is_set()
-            and self._pause is None
-            and (self._max_connections is None or len(self._connections) < self._max_connections)
-        )
+    def ssl(self) -> SSLContext | None:
+        """The context of connections to come; set another one, such as with a new certificate, at any time.
 
-    def _update_reading(self) -> None:
-        wanted = self._accepting
-        if wanted == self._reading:
+        Connections that are open keep theirs.
+        """
+        return self._settings.ssl
+
+    @ssl.setter
+    def ssl(self, context: SSLContext) -> None:
+        if not isinstance(context, SSLContext):
+            raise TypeError(f"ssl must be an ssl.SSLContext, not {context!r}")
+        if self._settings.ssl is None:
+            raise ValueError("ssl was not given to serve(): this server speaks no TLS")
+        self._settings.ssl = context
+
+    # Admission.
+
+    def _has_room(self) -> bool:
+        most = self._settings.max_connections
+        return most is None or len(self._connections) < most or self._settings.reject
+
+    def _admit(self, sock: socket.socket, peer: Any) -> None:
+        settings = self._settings
+        stats = self.stats
+        stats.accepted += 1
+        if settings.max_connections is not None and len(self._connections) >= settings.max_connections:
+            stats.rejected += 1
+            sock.close()
             return
-        self._reading = wanted
-        for listener in self._listeners:
-            if wanted:
-                self._loop.add_reader(listener, self._accept, listener)
-            else:
-                self._loop.remove_reader(listener)
-
-    def _accept(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
-            if not self._accepting:
-                break
+        connection = Connection(peer, sock)
+        behind_proxy = self._is_behind_proxy(peer)
+        if not behind_proxy and not self._enter(connection):
+            stats.rejected += 1
+            sock.close()
+            return
+        stats.active += 1
+        self._connections.add(connection)
+        if behind_proxy or settings.ssl is not None:
+            work: Coroutine[Any, Any, object] = self._prepare(connection, behind_proxy=behind_proxy)
+        else:
+            self._open(connection)
             try:
-                sock, peer = listener.accept()
-            except (BlockingIOError, InterruptedError):
-                break
-            except OSError as exc:
-                self.stats.accept_errors += 1
-                if exc.errno not in PEER_ERRORS:
-                    self._back_off(exc)
-                continue
-            self._pause_length = 0.0
-            self._start(sock, peer)
-        self._update_reading()
+                work = self._call_handler(connection)
+            except Exception as exc:
+                self._end(connection, self._outcome_of(connection, exc))
+                return
+        connection.task = task = self._loop.create_task(work, name=f"tcp {connection.peer}")
+        task.add_done_callback(lambda task: self._handled(connection, task))
 
-    def _back_off(self, exc: OSError) -> None:
-        """Pause after EMFILE and its like: the listener stays readable, so reading on would only spin."""
-        now = self._loop.time()
-        if now - self._exhausted_at > EPISODE_GAP:
-            logger.warning(
-                "cannot accept on %s: %s, with %d connections open; trying again until it works "
-                "(raise the limit of open files with 'ulimit -n', or set max_connections below it)",
-                format_address(self.address),
-                exc.strerror,
-                len(self._connections),
-            )
-        self._exhausted_at = now
-        shortest, longest = BACK_OFF
-        self._pause_length = min(max(2 * self._pause_length, shortest), longest)
-        self._pause = self._loop.call_later(self._pause_length, self._end_pause)
+    def _is_behind_proxy(self, peer: Any) -> bool:
+        settings = self._settings
+        if not isinstance(peer, tuple):
+            return settings.proxy_unix
+        return bool(settings.proxy_from) and in_networks(peer[0], settings.proxy_from)
 
-    def _end_pause(self) -> None:
-        self._pause = None
-        self._update_reading()
+    def _enter(self, connection: Connection) -> bool:
+        """Count a connection for its client; False when that has as many as it may."""
+        if self._settings.max_per_client is None or not isinstance(connection.address, tuple):
+            return True
+        client = client_of(connection.address[0])
+        number = self._clients.get(client, 0)
+        if number >= self._settings.max_per_client:
+            return False
+        self._clients[client] = number + 1
+        connection.client = client
+        return True
+
+    def _leave(self, connection: Connection) -> None:
+        if connection.client is not None:
+            left = self._clients.pop(connection.client) - 1
+            if left:
+                self._clients[connection.client] = left
 
     # One connection.
 
-    def _start(self, sock: socket.socket, peer: Address) -> None:
-        connection = Connection(format_address(peer), sock, self._loop.create_future())
-        self.stats.accepted += 1
-        self.stats.active += 1
-        task = self._loop.create_task(self._run(connection), name=f"tcp {connection.peer}")
-        self._connections[task] = connection
-        task.add_done_callback(partial(self._ended, connection))
+    def _protocol_for(self, connection: Connection) -> StreamProtocol:
+        reader = StreamReader(self._settings.limit, self._loop)
+        protocol = StreamProtocol(
+            reader, self._loop, connection.address, server_side=True, timeouts=self._settings.timeouts
+        )
+        protocol.on_lost = lambda exc: self._lost(connection)
+        if protocol.clock is not None:
+            protocol.on_missed = lambda deadline: self._missed(connection, deadline)
+        connection.protocol = protocol
+        return protocol
 
-    async def _run(self, connection: Connection) -> Outcome:
+    def _open(self, connection: Connection) -> None:
+        """Put streams on a plain connection."""
         sock, connection.sock = connection.sock, None
         assert sock is not None
+        protocol = self._protocol_for(connection)
+        transport = SocketTransport(
+            self._loop, sock, protocol, connection.address, hard_limit=self._settings.hard_limit
+        )
+        connection.writer = StreamWriter(transport, protocol)
+
+    def _call_handler(self, connection: Connection) -> Coroutine[Any, Any, object]:
+        assert connection.protocol is not None
+        coroutine = self._handler(connection.protocol.reader, connection.writer)
+        if not asyncio.iscoroutine(coroutine):
+            raise TypeError(f"handler must be a coroutine function: it returned {coroutine!r}")
+        return coroutine
+
+    async def _prepare(self, connection: Connection, *, behind_proxy: bool) -> object:
+        """Do what comes before the handler, and run it."""
+        settings = self._settings
+        extra: dict[str, Any] = {}
+        assert connection.sock is not None
         try:
-            # Both loops set TCP_NODELAY here, and make the socket non-blocking.
-            await self._loop.connect_accepted_socket(
-                partial(ConnectionProtocol, connection, self._limit, self._loop), sock, ssl=self._ssl
-            )
-        except OSError as exc:
-            sock.close()
+            if behind_proxy:
+                header = await read_proxy_header(connection.sock, settings.handshake_timeout)
+                extra = _proxy_extra(connection, header)
+                if not self._enter(connection):
+                    return Outcome.REJECTED
+            if settings.ssl is None:
+                self._open(connection)
+            else:
+                sock, connection.sock = connection.sock, None
+                protocol = self._protocol_for(connection)
+                transport = await open_tls(
+                    self._loop, sock, protocol, settings.ssl, handshake_timeout=settings.handshake_timeout
+                )
+                connection.writer = StreamWriter(transport, protocol)
+        except (OSError, EOFError, PacketError) as exc:
             logger.debug("%s: no connection: %r", connection.peer, exc)
             return Outcome.HANDSHAKE_FAILED
-        except asyncio.CancelledError:
-            if connection.writer is not None:
-                self._abort(connection)
-            raise
-        connection.begun = True
-        reader, writer = connection.reader, connection.writer
-        if reader is None or writer is None:  # the peer left at the end of the TLS handshake
-            return Outcome.HANDSHAKE_FAILED
-        try:
-            if connection.cancelled:
-                raise asyncio.CancelledError
-            coroutine = self._handler(reader, writer)
-            if not asyncio.iscoroutine(coroutine):
-                raise TypeError(f"handler must be a coroutine function: it returned {coroutine!r}")
-            await coroutine
-            outcome = Outcome.COMPLETED
-        except asyncio.CancelledError:
-            await self._flush(connection, writer)
-            raise
-        except Exception as exc:
-            outcome = self._failed(connection, exc)
-        await self._flush(connection, writer)
-        return outcome
+        assert connection.writer is not None
+        connection.writer.extra = extra or None
+        if connection.cancelled:
+            raise asyncio.CancelledError
+        await self._call_handler(connection)
+        return None
 
-    def _failed(self, connection: Connection, exc: Exception) -> Outcome:
+    def _handled(self, connection: Connection, task: asyncio.Task[object]) -> None:
+        if task.cancelled():
+            outcome = Outcome.CANCELLED
+        elif (exc := task.exception()) is not None:
+            outcome = self._outcome_of(connection, exc)
+        else:
+            result = task.result() if connection.writer is None else None
+            outcome = result if isinstance(result, Outcome) else Outcome.COMPLETED
+            if connection.cancelled:
+                outcome = Outcome.CANCELLED
+        self._end(connection, outcome)
+
+    def _outcome_of(self, connection: Connection, exc: BaseException) -> Outcome:
         if connection.is_lost_by(exc):
             logger.debug("%s: the peer went away: %r", connection.peer, exc)
             return Outcome.DISCONNECTED
         logger.error("the handler of %s failed", connection.peer, exc_info=exc)
         return Outcome.FAILED
 
-    async def _flush(self, connection: Connection, writer: asyncio.StreamWriter) -> None:
-        """Close and wait until the last bytes have left, as long as they go on leaving."""
-        if not writer.is_closing():
-            writer.close()
-        left = -1
-        try:
-            while not connection.lost.done() and (size := unsent(writer)) != left:
-                left = size
-                await asyncio.wait((connection.lost,), timeout=FLUSH_STALL)
-        finally:
-            if not connection.lost.done():
-                self._abort(connection)
+    def _end(self, connection: Connection, outcome: Outcome) -> None:
+        """The handler has ended: send its last bytes, as long as the peer goes on taking them."""
+        connection.outcome = outcome
+        if connection.sock is not None:
+            connection.sock.close()
+            connection.sock = None
+        protocol = connection.protocol
+        if protocol is None or protocol.lost:
+            self._forget(connection)
+        elif protocol.transport is not None:
+            protocol.close_within(self._settings.timeouts.write or FLUSH_STALL)
+
+    def _lost(self, connection: Connection) -> None:
+        protocol = connection.protocol
+        assert protocol is not None
+        transport = protocol.transport
+        if isinstance(transport, SocketTransport) and transport.overflowed:
+            self.stats.overflows += 1
+            self._count_abort(connection)
+        elif protocol.missed is Deadline.WRITE:
+            self._count_abort(connection)
+        if connection.outcome is not None:
+            self._forget(connection)
+        self._ended.set()
+
+    def _missed(self, connection: Connection, deadline: Deadline) -> None:
+        self.stats.count(f"{deadline.value}_timeouts")
+        if deadline is Deadline.LIFETIME and connection.task is not None:
+            connection.task.cancel()
+            self._loop.call_later(CANCEL_WAIT, self._abort, connection)
 
     def _abort(self, connection: Connection) -> None:
-        if connection.writer is not None and not connection.aborted:
+        if connection in self._connections and connection.protocol is not None:
+            self._count_abort(connection)
+            if connection.protocol.transport is not None:
+                connection.protocol.transport.abort()
+
+    def _count_abort(self, connection: Connection) -> None:
+        if not connection.aborted:
             connection.aborted = True
             self.stats.aborted += 1
-            connection.writer.transport.abort()
 
-    def _ended(self, connection: Connection, task: asyncio.Task[Outcome]) -> None:
-        del self._connections[task]
-        connection.reader = connection.writer = None  # the protocol refers to the connection: this breaks the cycle
-        if connection.sock is not None:  # cancelled before it began
-            connection.sock.close()
-        if task.cancelled():
-            outcome = Outcome.CANCELLED
-        elif (exc := task.exception()) is not None:
-            logger.error("the handler of %s failed", connection.peer, exc_info=exc)
-            outcome = Outcome.FAILED
-        else:
-            outcome = Outcome.CANCELLED if connection.cancelled else task.result()
+    def _forget(self, connection: Connection) -> None:
+        """The handler has ended and the socket is closed."""
+        self._connections.discard(connection)
+        self._leave(connection)
+        outcome = connection.outcome
+        assert outcome is not None
         self.stats.active -= 1
-        setattr(self.stats, outcome.value, getattr(self.stats, outcome.value) + 1)
+        self.stats.count(outcome.value)
         if self.closing.is_set():
             self._aborted += connection.aborted
             self._cancelled += outcome is Outcome.CANCELLED and not connection.aborted
             self._finished += outcome is not Outcome.CANCELLED and not connection.aborted
-        self._update_reading()
+        self._ended.set()
+        self._acceptor.update()
 
     # Stopping.
 
-    async def serve_forever(self) -> None:
+    async def serve_forever(self, signals: Iterable[int] = ()) -> None:
         """Wait until `close` or `aclose` is called, then for the handlers as `aclose` does, and return.
 
         Cancelled, it closes the server in the same way before it lets the cancellation through.
+
+        Args:
+            signals: on the first of these, such as ``(signal.SIGINT, signal.SIGTERM)``, the server closes; a second
+                one ends the grace.
+
+        Raises:
+            NotImplementedError: signals were given, and the event loop cannot watch them.
         """
+        with self._watching(signals):
+            try:
+                await self.closing.wait()
+            finally:
+                await self.aclose()
+
+    @contextmanager
+    def _watching(self, signals: Iterable[int]) -> Iterator[None]:
+        watched: list[int] = []
         try:
-            await self.closing.wait()
+            for number in signals:
+                self._loop.add_signal_handler(number, self._on_signal)
+                watched.append(number)
+            yield
         finally:
-            await self.aclose()
+            for number in watched:
+                self._loop.remove_signal_handler(number)
+
+    def _on_signal(self) -> None:
+        if self.closing.is_set():
+            self.hurry()
+        else:
+            self.close()
 
     def close(self) -> None:
         """Stop accepting at once and set `closing`; open connections go on. A second call does nothing.
 
-        Connections that nobody has accepted yet are refused by the kernel.
+        Connections that the kernel has made already are still served, as far as there is room.
         """
+        self._acceptor.close()
         self.closing.set()
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
-        self._update_reading()
-        while self._listeners:
-            self._listeners.pop().close()
+
+    def hurry(self) -> None:
+        """Close, and end the grace of an `aclose` that waits, now or later: handlers are cancelled at once."""
+        self._hurried = True
+        self.close()
+        self._ended.set()
 
     async def aclose(self, grace: float | None = None) -> StopReport:
         """Stop accepting, let the handlers finish, cancel those that do not, and abort those that outlive that too.
@@ -280,41 +370,41 @@ class Server:
         Raises:
             ValueError: `grace` is negative or not finite.
         """
-        grace = self._grace if grace is None else _checked_grace(grace)
+        grace = self._settings.grace if grace is None else checked_grace(grace)
+        current = asyncio.current_task()
         self.close()
+        own = len(self._connections) - len(self._others(current))
         try:
-            await self._wait_ended(grace)
-            self._cancel_handlers()
-            await self._wait_ended(CANCEL_WAIT)
+            await self._wait_until(lambda: self._hurried or len(self._connections) <= own, grace)
+            self._cancel_handlers(current)
+            await self._wait_until(lambda: len(self._connections) <= own, CANCEL_WAIT)
         finally:
-            self._cancel_handlers()
-            others = self._others()
-            for connection in others.values():
+            self._cancel_handlers(current)
+            for connection in self._others(current):
                 self._abort(connection)
-        lost = [connection.lost for connection in others.values() if connection.aborted]
-        if lost:
-            await asyncio.wait(lost, timeout=CANCEL_WAIT)
-        running = sum(connection.aborted for connection in self._connections.values())
+        await self._wait_until(lambda: all(map(_is_closed, self._others(current))), CANCEL_WAIT)
+        running = sum(connection.aborted for connection in self._connections)
         return StopReport(self._finished, self._cancelled, self._aborted + running)
 
-    def _others(self) -> dict[asyncio.Task[Outcome], Connection]:
+    def _others(self, current: asyncio.Task[Any] | None) -> list[Connection]:
         """Return the connections, without that of the handler that asks."""
-        current = asyncio.current_task()
-        return {task: connection for task, connection in self._connections.items() if task is not current}
+        return [connection for connection in self._connections if connection.task is not current]
 
-    async def _wait_ended(self, timeout: float) -> None:
-        tasks = self._others()
-        if tasks:
-            await asyncio.wait(tasks, timeout=timeout)
+    async def _wait_until(self, done: Callable[[], bool], timeout: float) -> None:
+        try:
+            async with asyncio.timeout(timeout):
+                while not done():
+                    self._ended.clear()
+                    await self._ended.wait()
+        except TimeoutError:
+            pass
 
-    def _cancel_handlers(self) -> None:
-        for task, connection in self._others().items():
+    def _cancel_handlers(self, current: asyncio.Task[Any] | None) -> None:
+        for connection in self._others(current):
             if not connection.cancelled:
                 connection.cancelled = True
-                # Without TLS the transport is there in a turn or two. A cancellation in these would make uvloop close
-                # it behind the writer's back, which then counts as left open; so `_run` looks at the flag itself.
-                if connection.begun or self._ssl is not None:
-                    task.cancel()
+                if connection.task is not None:
+                    connection.task.cancel()
 
     async def __aenter__(self) -> Self:
         return self
@@ -323,64 +413,25 @@ class Server:
         await self.aclose()
 
 
-def serve(
-    handler: Handler,
-    host: str | None,
-    port: int,
-    *,
-    max_connections: int | None = None,
-    backlog: int = 1024,
-    grace: float = 5.0,
-    ssl: SSLContext | None = None,
-    limit: int = 65536,
-) -> Opening[Server]:
-    """Open a TCP server: ``async with serve(...) as server`` or ``server = await serve(...)``.
+def _is_closed(connection: Connection) -> bool:
+    return connection.protocol is None or connection.protocol.lost
 
-    Each connection runs ``handler(reader, writer)`` in a task of its own, named after the peer; a handler written for
-    `asyncio.start_server` needs no change. When it returns or raises, the connection is flushed and closed. What it
-    raises goes to the log ``asyncnet.tcp`` and ends nothing but its connection; `ConnectionError`, `TimeoutError` and
-    `asyncio.IncompleteReadError` that come from a peer that went away are only logged for debugging. Small writes are
-    not held back (TCP_NODELAY).
 
-    Args:
-        handler: a coroutine function, or a callable that returns a coroutine.
-        host: an address of this host, or a name for all of its addresses; None or empty for every IPv4 and IPv6 one.
-        port: 0 takes a free one, the same on each address.
-        max_connections: how many are served at a time; more wait in the kernel's backlog. None sets no limit.
-        backlog: how many the kernel may keep waiting, for each address; the system caps it.
-        grace: seconds that handlers have to finish when the server closes, unless `Server.aclose` is told otherwise.
-        ssl: a context with a certificate, for TLS.
-        limit: bytes that a reader holds before it stops reading: half of it, and the longest line.
+def _proxy_extra(connection: Connection, header: ProxyHeader) -> dict[str, Any]:
+    """Return what `get_extra_info` tells of a connection behind a proxy."""
+    extra: dict[str, Any] = {"proxy": header, "proxy_peername": connection.address}
+    if header.source is not None:
+        connection.address = extra["peername"] = header.source
+        extra["proxy_sockname"] = header.destination
+    return extra
+
+
+def checked_grace(grace: float) -> float:
+    """Return `grace`.
 
     Raises:
-        TypeError: `handler` cannot be called, or `ssl` is no context.
-        ValueError: a number is out of range.
-        OSError: the address cannot be used; the message says why and what to do.
+        ValueError: it is negative or not finite.
     """
-    if not callable(handler):
-        raise TypeError(f"handler must be a coroutine function, not {handler!r}")
-    if ssl is not None and not isinstance(ssl, SSLContext):
-        raise TypeError(f"ssl must be an ssl.SSLContext, not {ssl!r}")
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port must be between 0 and 65535, not {port}")
-    for name, value in (("max_connections", max_connections), ("backlog", backlog), ("limit", limit)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, not {value}")
-    _checked_grace(grace)
-
-    async def open_() -> Server:
-        listeners = open_listeners(await resolve(host, port), backlog)
-        try:
-            return Server(handler, listeners, max_connections=max_connections, grace=grace, ssl=ssl, limit=limit)
-        except BaseException:
-            for listener in listeners:
-                listener.close()
-            raise
-
-    return Opening(open_)
-
-
-def _checked_grace(grace: float) -> float:
     if not 0 <= grace < math.inf:
         raise ValueError(f"grace must be 0 seconds or more, and finite, not {grace}")
     return grace

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Final
+
+from asyncnet.addresses import client_of, in_networks, parse_network
 
 __all__ = ["Guard"]
-
-_Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
-_Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _MAX_SOURCES: Final = 4096
 """Sources of errors that are remembered; beyond it the one heard of longest ago is forgotten."""
@@ -53,8 +51,8 @@ class Guard:
         ):
             if value <= 0:
                 raise ValueError(f"{name} must be above 0, not {value}")
-        self._allow = [_network(text) for text in allow]
-        self._deny = [_network(text) for text in deny]
+        self._allow = [parse_network(text) for text in allow]
+        self._deny = [parse_network(text) for text in deny]
         self._max_sessions = max_sessions
         self._max_per_client = per_client
         self._max_memory = max_memory
@@ -68,29 +66,28 @@ class Guard:
         """Tell whether requests of this address are heard at all."""
         if not self._allow and not self._deny:
             return True
-        address = _address(host)
-        if any(address in network for network in self._deny):
+        if in_networks(host, self._deny):
             return False
-        return not self._allow or any(address in network for network in self._allow)
+        return not self._allow or in_networks(host, self._allow)
 
     def has_room(self, host: str, memory: int) -> bool:
         """Tell whether a client may begin another transfer, with a window of so many bytes."""
         return (
             self._total < self._max_sessions
             and self._memory + memory <= self._max_memory
-            and self._sessions.get(_client(host), 0) < self._max_per_client
+            and self._sessions.get(client_of(host), 0) < self._max_per_client
         )
 
     def enter(self, host: str, memory: int) -> None:
         """Count a transfer that begins."""
-        client = _client(host)
+        client = client_of(host)
         self._sessions[client] = self._sessions.get(client, 0) + 1
         self._total += 1
         self._memory += memory
 
     def leave(self, host: str, memory: int) -> None:
         """Count a transfer that is over; the arguments are those of `enter`."""
-        client = _client(host)
+        client = client_of(host)
         left = self._sessions[client] - 1
         if left:
             self._sessions[client] = left
@@ -106,7 +103,7 @@ class Guard:
             host: the source.
             now: seconds on any steady clock.
         """
-        client = _client(host)
+        client = client_of(host)
         burst = max(1.0, _BURST_SECONDS * self._errors_per_second)
         tokens, since = self._errors.pop(client, (burst, now))
         tokens = min(burst, tokens + (now - since) * self._errors_per_second)
@@ -115,25 +112,3 @@ class Guard:
         if len(self._errors) > _MAX_SOURCES:
             del self._errors[next(iter(self._errors))]
         return allowed
-
-
-def _network(text: str) -> _Network:
-    try:
-        return ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise ValueError(f"{text!r} is no network: write 192.168.1.0/24, 2001:db8::/32 or an address") from None
-
-
-def _address(host: str) -> _Address:
-    address = ipaddress.ip_address(host.partition("%")[0])
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
-
-
-def _client(host: str) -> str:
-    if ":" not in host:
-        return host
-    address = _address(host)
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from enum import Enum
-from typing import Any, Final, Protocol, Self
+from typing import Self
 
 import attrs
 
+from asyncnet import metrics
 from asyncnet.addresses import Address, format_address
 from asyncnet.errors import RemoteError
 from asyncnet.tftp.packets import ErrorCode
@@ -95,43 +95,18 @@ class TransferRecord:
         return json.dumps(fields)
 
 
-_GAUGES: Final = ("active",)
-
-
-class _HasStats(Protocol):
-    @property
-    def stats(self) -> Any: ...
-
-
-class MetricsCollector:
-    """A collector of prometheus_client for the counts of a server, read when they are asked for.
+class MetricsCollector(metrics.MetricsCollector):
+    """A collector of prometheus_client for the counts of a TFTP server.
 
     Register it with ``prometheus_client.REGISTRY.register(MetricsCollector(server))``.
 
     Args:
-        server: anything whose ``stats`` is an attrs object of numbers.
+        server: the server.
         prefix: of the metrics' names.
 
     Raises:
         ImportError: prometheus_client is not installed.
     """
 
-    def __init__(self, server: _HasStats, prefix: str = "asyncnet_tftp") -> None:
-        _prometheus()
-        self._server = server
-        self._prefix = prefix
-
-    def collect(self) -> Iterator[Any]:
-        """Yield a metric for each count."""
-        core = _prometheus()
-        for name, value in attrs.asdict(self._server.stats).items():
-            kind = core.GaugeMetricFamily if name in _GAUGES else core.CounterMetricFamily
-            yield kind(f"{self._prefix}_{name}", f"{name} of the server's counts", value=value)
-
-
-def _prometheus() -> Any:
-    try:
-        import prometheus_client.core
-    except ImportError:
-        raise ImportError("metrics need prometheus_client: pip install 'asyncnet[metrics]'") from None
-    return prometheus_client.core
+    def __init__(self, server: metrics.HasStats, prefix: str = "asyncnet_tftp") -> None:
+        super().__init__(server, prefix)

@@ -10,10 +10,13 @@ import struct
 from abc import abstractmethod
 from asyncio import trsock
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import copy_context
+from functools import partial
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 
 from asyncnet.addresses import Address, explain
+from asyncnet.poller import poller_of
 from asyncnet.udp.batch import SLOTS, arena_of
 from asyncnet.udp.capabilities import SOL_UDP, UDP_SEGMENT, Capabilities
 
@@ -52,6 +55,8 @@ class SendingTransport(asyncio.DatagramTransport):
             {"socket": trsock.TransportSocket(sock), "sockname": _address_of(sock.getsockname), "peername": self._peer}
         )
         self._loop = loop
+        self._poller = poller_of(loop)
+        self._context = copy_context()
         self._sock = sock
         self._fd = sock.fileno()
         self._address = address or self._peer
@@ -96,6 +101,10 @@ class SendingTransport(asyncio.DatagramTransport):
 
     @abstractmethod
     def _connection_lost(self, exc: Exception | None) -> None: ...
+
+    def _in_context(self, callback: Callable[[], object]) -> Callable[[], object]:
+        """Return what calls the protocol in the context of the one who opened the endpoint, as the loops do."""
+        return partial(self._context.run, callback)
 
     # Single datagrams.
 
@@ -178,7 +187,7 @@ class SendingTransport(asyncio.DatagramTransport):
     def _keep(self, data: bytes, addr: Address | None, segment_size: int = 0) -> None:
         """Keep a datagram, or a train of them, until the socket is writable."""
         if not self._buffer:
-            self._loop.add_writer(self._fd, self._on_writable)
+            self._poller.add_writer(self._fd, self._in_context(self._on_writable))
         self._buffer.append((data, addr, segment_size))
         self._buffer_size += len(data)
         if self._buffer_size > self._high and not self._writing_paused:
@@ -309,7 +318,7 @@ class SendingTransport(asyncio.DatagramTransport):
     # What waits for room.
 
     def _on_writable(self) -> None:
-        self._loop.remove_writer(self._fd)
+        self._poller.remove_writer(self._fd)
         waiting, self._buffer, self._buffer_size = self._buffer, [], 0
         done = 0
         while done < len(waiting) and not self._buffer and not self._losses:

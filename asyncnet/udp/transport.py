@@ -112,9 +112,9 @@ class DatagramTransport(SendingTransport):
         if wanted != self._reading:
             self._reading = wanted
             if wanted:
-                self._loop.add_reader(self._fd, self._on_readable)
+                self._poller.add_reader(self._fd, self._in_context(self._on_readable))
             else:
-                self._loop.remove_reader(self._fd)
+                self._poller.remove_reader(self._fd)
 
     def _on_readable(self) -> None:
         try:
@@ -322,7 +322,7 @@ class DatagramTransport(SendingTransport):
         if self._buffer:
             self._buffer.clear()
             self._buffer_size = 0
-            self._loop.remove_writer(self._fd)
+            self._poller.remove_writer(self._fd)
         self._cork, self._cork_addresses = [], []
         self._undelivered.clear()
         self._closing = True
@@ -339,6 +339,6 @@ class DatagramTransport(SendingTransport):
             self._sock.close()
 
     def __del__(self, warn: Callable[..., None] = warnings.warn) -> None:
-        if self._sock.fileno() >= 0:
+        if not self._closing:
             warn(f"unclosed transport {self!r}", ResourceWarning, source=self)
             self._sock.close()

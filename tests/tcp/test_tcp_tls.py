@@ -10,7 +10,6 @@ import socket
 import ssl
 import subprocess
 from collections.abc import Callable
-from typing import cast
 
 import attrs
 import pytest
@@ -220,7 +219,7 @@ async def test_a_peer_that_does_not_end_the_tls_session_is_cut_off(
 
     async with tcp.serve(handle, "127.0.0.1", 0, ssl=contexts.server) as server:
         _, writer = await tcp.connect(*server.address[:2], ssl=contexts.client, timeout=10)
-        cast(asyncio.Transport, writer.transport).pause_reading()
+        writer.transport.pause_reading()
         writer.write(b"x")
         await until(lambda: server.stats.aborted == 1 and server.stats.active == 0)
         async with asyncio.timeout(5):  # the event loop alone would wait longer for the peer

@@ -1,0 +1,160 @@
+"""Watches many descriptors for an event loop: one epoll instance, which is itself watched by one `add_reader`.
+
+The loops' own `add_reader` is not enough for sockets. uvloop stops to watch a descriptor after the first event that
+comes with an error, such as a reset or an ICMP message, even when the callback has read only what came before it: the
+socket is deaf from then on. And a callback costs either loop more than the few lines here, which run once for all
+descriptors that are ready.
+
+Where there is no epoll, the loop's methods do it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+import sys
+from collections.abc import Callable
+from contextvars import Context
+from typing import Final, Protocol
+from weakref import ref
+
+from asyncnet.perloop import PerLoop
+
+__all__ = ["Poller", "poller_of"]
+
+_EVENTS_PER_TURN: Final = 256
+"""Descriptors that are served before the event loop turns to others."""
+
+Callback = Callable[[], object]
+
+
+class Poller(Protocol):
+    """Calls back when descriptors are ready. A callback may come without need: it must not block.
+
+    A descriptor is taken out before it is closed.
+    """
+
+    def add_reader(self, fd: int, callback: Callback) -> None:
+        """Call when there is something to read, or an error; again and again."""
+
+    def remove_reader(self, fd: int) -> None:
+        """Do so no more; nothing happens when it is not watched."""
+
+    def add_writer(self, fd: int, callback: Callback) -> None:
+        """Call when there is room to write, or an error; again and again."""
+
+    def remove_writer(self, fd: int) -> None:
+        """Do so no more; nothing happens when it is not watched."""
+
+
+if sys.platform == "linux":
+    _READ: Final = select.EPOLLIN | select.EPOLLRDHUP
+    _READ_EVENTS: Final = ~select.EPOLLOUT
+    _WRITE_EVENTS: Final = select.EPOLLOUT | select.EPOLLERR | select.EPOLLHUP
+
+    class _EpollPoller:
+        def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+            self._loop = ref(loop)  # the poller must not keep it alive
+            self._epoll = select.epoll()
+            self._readers: dict[int, Callback] = {}
+            self._writers: dict[int, Callback] = {}
+
+        def _begin(self) -> None:
+            loop = self._loop()
+            if loop is not None and not self._readers and not self._writers:
+                # In a context of its own, not in that of whoever happens to be the first.
+                Context().run(loop.add_reader, self._epoll.fileno(), self._run)
+
+        def _end(self) -> None:
+            loop = self._loop()
+            if loop is not None and not loop.is_closed() and not self._readers and not self._writers:
+                loop.remove_reader(self._epoll.fileno())
+
+        def add_reader(self, fd: int, callback: Callback) -> None:
+            self._begin()
+            if fd in self._writers:
+                self._epoll.modify(fd, _READ | select.EPOLLOUT)
+            elif fd not in self._readers:
+                self._epoll.register(fd, _READ)
+            self._readers[fd] = callback
+
+        def remove_reader(self, fd: int) -> None:
+            if self._readers.pop(fd, None) is None:
+                return
+            if fd in self._writers:
+                self._epoll.modify(fd, select.EPOLLOUT)
+            else:
+                self._unregister(fd)
+
+        def add_writer(self, fd: int, callback: Callback) -> None:
+            self._begin()
+            if fd in self._readers:
+                self._epoll.modify(fd, _READ | select.EPOLLOUT)
+            elif fd not in self._writers:
+                self._epoll.register(fd, select.EPOLLOUT)
+            self._writers[fd] = callback
+
+        def remove_writer(self, fd: int) -> None:
+            if self._writers.pop(fd, None) is None:
+                return
+            if fd in self._readers:
+                self._epoll.modify(fd, _READ)
+            else:
+                self._unregister(fd)
+
+        def _unregister(self, fd: int) -> None:
+            with contextlib.suppress(OSError):  # somebody has closed it, and it is gone already
+                self._epoll.unregister(fd)
+            self._end()
+
+        def _run(self) -> None:
+            readers, writers = self._readers, self._writers
+            for fd, events in self._epoll.poll(0, _EVENTS_PER_TURN):
+                try:
+                    if events & _READ_EVENTS and fd in readers:
+                        readers[fd]()
+                    if events & _WRITE_EVENTS and fd in writers:
+                        writers[fd]()
+                except Exception as exc:
+                    self._report(exc, fd)
+
+        def _report(self, exc: Exception, fd: int) -> None:
+            loop = self._loop()
+            if loop is not None:
+                message = f"the callback of descriptor {fd} failed"
+                loop.call_exception_handler({"message": message, "exception": exc})
+
+
+class _LoopPoller:
+    """The methods of the loop itself."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = ref(loop)
+
+    def _alive(self) -> asyncio.AbstractEventLoop:
+        loop = self._loop()
+        assert loop is not None
+        return loop
+
+    def add_reader(self, fd: int, callback: Callback) -> None:
+        self._alive().add_reader(fd, callback)
+
+    def remove_reader(self, fd: int) -> None:
+        self._alive().remove_reader(fd)
+
+    def add_writer(self, fd: int, callback: Callback) -> None:
+        self._alive().add_writer(fd, callback)
+
+    def remove_writer(self, fd: int) -> None:
+        self._alive().remove_writer(fd)
+
+
+def _make_poller(loop: asyncio.AbstractEventLoop) -> Poller:
+    if sys.platform == "linux":
+        return _EpollPoller(loop)
+    return _LoopPoller(loop)
+
+
+poller_of: Final = PerLoop(_make_poller)
+"""Returns the poller that all sockets of a loop share."""

@@ -1,0 +1,482 @@
+"""A transport for connected stream sockets, alike on every event loop.
+
+Three things make it cheaper than those of the loops. A read asks for 64 KiB, which glibc takes from its heap, where
+asyncio asks for 256 KiB, which it maps and unmaps every time. What the protocol writes while it is told of data leaves
+in one call right after that, and what others write in one turn of the loop leaves at its end, so that small writes
+travel together. And nothing is asked of the system that nobody asked for: not the addresses, not the options that a
+listener hands down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from asyncio.trsock import TransportSocket
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Final
+
+from asyncnet.addresses import Address
+from asyncnet.perloop import PerLoop
+from asyncnet.poller import Poller, poller_of
+from asyncnet.tcp.sendqueue import Buffer, FileEnded, SendQueue
+
+__all__ = ["HARD_LIMIT", "READ_SIZE", "SocketTransport"]
+
+READ_SIZE: Final = 65536
+"""Bytes that are read at once."""
+FLUSH_AT: Final = 65536
+"""Bytes written in one turn of the loop that do not wait for its end."""
+SMALL: Final = 4096
+"""Bytes of a write that is copied to the ones before it, while they cannot leave."""
+PIECES: Final = 64
+"""Pieces in one call of sendmsg."""
+HIGH_WATER: Final = 65536
+"""Unsent bytes above which the protocol is asked to pause."""
+HARD_LIMIT: Final = 64 << 20
+"""Unsent bytes at which the next write ends the connection."""
+_RESET: Final = struct.pack("ii", 1, 0)
+
+
+class _Turn:
+    """What the connections of one loop share: its poller, and the list of those that wrote in this turn."""
+
+    __slots__ = ("__weakref__", "poller", "unflushed")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.poller: Poller = poller_of(loop)
+        self.unflushed: list[SocketTransport] = []
+
+    def flush(self) -> None:
+        unflushed, self.unflushed = self.unflushed, []
+        for transport in unflushed:
+            transport.flush()
+
+
+_turn_of: Final = PerLoop(_Turn)
+
+
+def _fill(protocol: asyncio.BufferedProtocol, data: bytes) -> None:
+    """Hand data to a protocol that lends a buffer for them."""
+    while data:
+        buffer = memoryview(protocol.get_buffer(len(data))).cast("B")
+        count = min(len(buffer), len(data))
+        if not count:
+            raise RuntimeError("get_buffer() returned an empty buffer")
+        buffer[:count] = data[:count]
+        protocol.buffer_updated(count)
+        data = data[count:]
+
+
+class SocketTransport(asyncio.Transport):
+    """A connected socket under a protocol; it reads from the start.
+
+    Args:
+        loop: an event loop with `add_reader`.
+        sock: connected and non-blocking; the transport owns it.
+        protocol: gets ``connection_made`` at once; a method ``data_received`` is preferred to ``buffer_updated``.
+        peer: the other end, as accept() tells it.
+        hard_limit: unsent bytes at which the next write ends the connection.
+
+    Attributes:
+        peer: the other end.
+        closing: the connection is closed or about to be.
+        clear: it is not, `write_eof` was not called, and the protocol was not asked to pause writing.
+        overflowed: the connection was ended because the peer left `hard_limit` bytes unread.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_eof",
+        "_fd",
+        "_first",
+        "_hard_limit",
+        "_held",
+        "_high",
+        "_loop",
+        "_lost",
+        "_low",
+        "_paused",
+        "_poller",
+        "_progressed",
+        "_protocol",
+        "_queue",
+        "_reading",
+        "_receive",
+        "_sock",
+        "_turn",
+        "_waiting",
+        "clear",
+        "closing",
+        "overflowed",
+        "peer",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        sock: socket.socket,
+        protocol: asyncio.BaseProtocol,
+        peer: Address | str,
+        *,
+        hard_limit: int = HARD_LIMIT,
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self.set_protocol(protocol)
+        self._turn = _turn_of(loop)
+        self._poller = self._turn.poller
+        self.peer = peer
+        self._first = b""  # what was written alone; more goes to the queue
+        self._queue: SendQueue | None = None
+        self._high, self._low = HIGH_WATER, HIGH_WATER // 4
+        self._hard_limit = hard_limit
+        self._held = False  # a flush will come: nothing needs to be scheduled
+        self._waiting = False  # for the system to take more
+        self._paused = False  # the protocol was asked to pause writing
+        self._reading = False
+        self.closing = False
+        self.clear = True
+        self._lost = False
+        self._eof = False
+        self.overflowed = False
+        self._progressed = 0.0
+        self._protocol.connection_made(self)
+        self.resume_reading()
+
+    def __repr__(self) -> str:
+        state = "closed" if self._lost else "closing" if self.closing else "open"
+        return f"<SocketTransport {state} peer={self.peer!r} unsent={self.get_write_buffer_size()}>"
+
+    # Reading.
+
+    def _read(self) -> None:
+        try:
+            data = self._sock.recv(READ_SIZE)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as exc:
+            self._lose(exc)
+            return
+        if not data:
+            self._read_eof()
+        elif self._held:
+            self._receive(data)
+        else:
+            self._held = True
+            try:
+                self._receive(data)
+            finally:
+                self._held = self._waiting
+                if self._first or self._queue is not None:
+                    self.flush()
+
+    def _read_eof(self) -> None:
+        self.pause_reading()
+        if not self._protocol.eof_received():
+            self.close()
+
+    def is_reading(self) -> bool:
+        """Tell whether data is read as it comes."""
+        return self._reading
+
+    def pause_reading(self) -> None:
+        """Read no more until `resume_reading`; a second call does nothing."""
+        if self._reading:
+            self._reading = False
+            self._poller.remove_reader(self._fd)
+
+    def resume_reading(self) -> None:
+        """Read again; a second call does nothing."""
+        if not self._reading and not self.closing:
+            self._reading = True
+            self._poller.add_reader(self._fd, self._read)
+
+    # Writing.
+
+    def write(self, data: Buffer) -> None:
+        """Send `data` at the end of this callback or turn, or sooner when there is much.
+
+        Once the connection is closed, nothing happens, as in asyncio.
+
+        Raises:
+            TypeError: `data` is not bytes.
+            RuntimeError: after `write_eof`.
+        """
+        if self._held and self.clear and not self._first and type(data) is bytes and self._queue is None:
+            self._first = data  # the common case: an answer, right after what it answers
+            return
+        if type(data) is not bytes:
+            if not isinstance(data, bytes | bytearray | memoryview):
+                raise TypeError(f"data: expected bytes, bytearray or memoryview, got {type(data).__name__}")
+            data = bytes(data)  # the caller may change it
+        if self._eof:
+            raise RuntimeError("Cannot call write() after write_eof()")
+        if not data or self.closing:
+            return
+        queue = self._queue
+        if queue is None:
+            if not self._first:
+                self._first = data
+                if not self._held:
+                    if len(data) >= FLUSH_AT:
+                        self.flush()
+                    else:
+                        self._hold()
+                return
+            queue = self._to_queue()
+        if queue.size >= self._hard_limit:
+            self.overflowed = True
+            self.abort(ConnectionAbortedError(f"the peer left {queue.size} bytes unread"))
+            return
+        queue.append(data)
+        if self._waiting:
+            if not self._paused and queue.size > self._high:
+                self._pause()
+        elif queue.size >= FLUSH_AT:
+            self.flush()
+        elif not self._held:
+            self._hold()
+
+    def writelines(self, list_of_data: Iterable[Buffer]) -> None:
+        """Write the pieces as one."""
+        self.write(b"".join(list_of_data))
+
+    def send_file(self, fd: int, offset: int, count: int, ended: FileEnded) -> None:
+        """Send a part of a file after what has been written; the kernel reads it.
+
+        Args:
+            fd: of a regular file; it may be closed after this call.
+            offset: of the first byte.
+            count: bytes, at least 1; fewer are sent when the file ends sooner.
+            ended: called with the number of bytes sent, and what went wrong or None.
+        """
+        (self._queue or self._to_queue()).append_file(fd, offset, count, ended)
+        if not self._waiting:
+            self.flush()
+
+    def _to_queue(self) -> SendQueue:
+        self._queue = queue = SendQueue()
+        if self._first:
+            queue.append(self._first)
+            self._first = b""
+        return queue
+
+    def _hold(self) -> None:
+        self._held = True
+        unflushed = self._turn.unflushed
+        if not unflushed:
+            self._loop.call_soon(self._turn.flush)
+        unflushed.append(self)
+
+    def _pause(self) -> None:
+        self._paused = True
+        self.clear = False
+        self._protocol.pause_writing()
+
+    def flush(self) -> None:
+        """Send now what has been written, as far as the system takes it."""
+        self._held = self._waiting
+        if self._lost:
+            return
+        queue, first = self._queue, self._first
+        try:
+            if queue is None:
+                if not first:
+                    return
+                try:
+                    sent = self._sock.send(first)
+                except (BlockingIOError, InterruptedError):
+                    sent = 0
+                self._first = b""
+                if sent == len(first):
+                    if self._paused:
+                        self._resume()
+                    return
+                self._queue = queue = SendQueue()
+                queue.append(memoryview(first)[sent:] if sent else first)
+            elif queue.send(self._sock):
+                self._progressed = self._loop.time()
+        except OSError as exc:
+            self._lose(exc)
+            return
+        if not queue:
+            self._queue = None
+            if self._waiting:
+                self._sent_all()
+        elif not self._waiting:
+            self._waiting = self._held = True
+            self._progressed = self._loop.time()
+            self._poller.add_writer(self._fd, self.flush)
+        if self._paused:
+            if queue.size <= self._low:
+                self._resume()
+        elif queue.size > self._high:
+            self._pause()
+
+    def _resume(self) -> None:
+        self._paused = False
+        self.clear = not self.closing and not self._eof
+        self._protocol.resume_writing()
+
+    def _sent_all(self) -> None:
+        self._waiting = self._held = False
+        self._poller.remove_writer(self._fd)
+        if self.closing:
+            self._lose(None)
+        elif self._eof:
+            self._shut_down()
+
+    def write_eof(self) -> None:
+        """Tell the peer, after what has been written, that nothing more comes; reading goes on."""
+        if self._eof or self.closing:
+            return
+        self._eof = True
+        self.clear = False
+        self.flush()
+        if self._queue is None:
+            self._shut_down()
+
+    def _shut_down(self) -> None:
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # the peer has gone: reading says so
+
+    def can_write_eof(self) -> bool:
+        """Return True."""
+        return True
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Set the numbers of unsent bytes at which the protocol is asked to pause and to go on.
+
+        Raises:
+            ValueError: not 0 <= `low` <= `high`.
+        """
+        if high is None:
+            high = HIGH_WATER if low is None else 4 * low
+        if low is None:
+            low = high // 4
+        if not 0 <= low <= high:
+            raise ValueError(f"high ({high}) must be at least low ({low}), and low at least 0")
+        self._high, self._low = high, low
+        if not self._paused and self.get_write_buffer_size() > high:
+            self._pause()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        """Return the low and the high limit."""
+        return self._low, self._high
+
+    def get_write_buffer_size(self) -> int:
+        """Return the number of unsent bytes, without those of files."""
+        return len(self._first) if self._queue is None else self._queue.size
+
+    def stalled_since(self) -> float | None:
+        """Return when the system last took some of the unsent bytes, in the time of the loop; None: there are none."""
+        return self._progressed if self._waiting else None
+
+    # The end.
+
+    def is_closing(self) -> bool:
+        """Tell whether the connection is closed or about to be."""
+        return self.closing
+
+    def close(self) -> None:
+        """Read no more, send what has been written, and close then."""
+        if self.closing:
+            return
+        self.flush()
+        if self.closing:  # the flush has met a lost connection
+            return
+        self.closing = True
+        self.clear = False
+        self.pause_reading()
+        if self._queue is None:
+            self._lose(None)
+
+    def abort(self, exc: Exception | None = None) -> None:
+        """Close at once with a reset; what has not been sent is lost.
+
+        Args:
+            exc: what the protocol is told.
+        """
+        if not self._lost:
+            try:
+                self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            except OSError:
+                pass  # the peer was faster
+            self._lose(exc)
+
+    def _lose(self, exc: Exception | None) -> None:
+        """Let go of the loop now, and of the socket in its next turn."""
+        if not self._lost:
+            self._lost = True
+            self._release(exc)
+            self._loop.call_soon(self._connection_lost, exc)
+
+    def _release(self, exc: Exception | None) -> None:
+        self.closing = self._held = True
+        self.clear = False
+        self.pause_reading()
+        if self._waiting:
+            self._waiting = False
+            self._poller.remove_writer(self._fd)
+        self._first = b""
+        if self._queue is not None:
+            self._queue.clear(exc if isinstance(exc, OSError) else None)
+            self._queue = None
+
+    def _connection_lost(self, exc: Exception | None) -> None:
+        try:
+            self._protocol.connection_lost(exc)
+        finally:
+            self._sock.close()
+
+    def detach(self) -> socket.socket:
+        """Give the socket away: the transport is closed, the connection is not, and the protocol is told nothing.
+
+        Raises:
+            RuntimeError: there are unsent bytes, or the connection is closed.
+        """
+        if self.closing or self._first or self._queue is not None:
+            raise RuntimeError("the connection is closed, or has unsent bytes")
+        self._lost = True
+        self._release(None)
+        return self._sock
+
+    # What asyncio asks for besides.
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return ``peername``, ``sockname`` or ``socket``; `default` for anything else."""
+        if name == "peername":
+            return self.peer
+        if name == "socket":
+            return TransportSocket(self._sock)
+        if name == "sockname":
+            try:
+                return self._sock.getsockname()
+            except OSError:
+                pass
+        return default
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        """Give what comes from now on to this protocol.
+
+        Raises:
+            TypeError: it is neither an `asyncio.Protocol` nor an `asyncio.BufferedProtocol`.
+        """
+        direct: Callable[[bytes], object] | None = getattr(protocol, "data_received", None)
+        if direct is not None:
+            self._receive = direct
+        elif isinstance(protocol, asyncio.BufferedProtocol):
+            self._receive = partial(_fill, protocol)
+        else:
+            raise TypeError(f"protocol must be an asyncio.Protocol or BufferedProtocol, not {protocol!r}")
+        self._protocol: Any = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        """Return the protocol."""
+        protocol: asyncio.BaseProtocol = self._protocol
+        return protocol

@@ -1,0 +1,143 @@
+"""The poller, and what it mends: a socket that goes deaf."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from asyncnet import udp
+from asyncnet.perloop import PerLoop
+from asyncnet.poller import poller_of
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    with near, far:
+        yield near, far
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+async def test_both_directions_of_a_socket_are_watched_apart(pair: Pair) -> None:
+    near, far = pair
+    poller = poller_of(asyncio.get_running_loop())
+    events: list[str] = []
+
+    def read() -> None:
+        events.append(near.recv(100).decode())
+
+    def write() -> None:
+        events.append("room")
+        poller.remove_writer(near.fileno())
+
+    poller.add_reader(near.fileno(), read)
+    poller.add_writer(near.fileno(), write)
+    await until(lambda: events == ["room"])
+    far.send(b"one")
+    await until(lambda: events == ["room", "one"])
+    poller.add_writer(near.fileno(), write)
+    poller.remove_reader(near.fileno())
+    far.send(b"two")
+    await until(lambda: events == ["room", "one", "room"])
+    poller.add_reader(near.fileno(), read)
+    await until(lambda: events == ["room", "one", "room", "two"])
+    poller.remove_reader(near.fileno())
+    poller.remove_reader(near.fileno())  # not watched any more: nothing happens
+    poller.remove_writer(near.fileno())
+
+
+async def test_a_callback_that_raises_is_reported_and_the_others_go_on(pair: Pair) -> None:
+    near, far = pair
+    loop = asyncio.get_running_loop()
+    reported: list[str] = []
+    loop.set_exception_handler(lambda _, context: reported.append(str(context["exception"])))
+    poller = poller_of(loop)
+
+    def read() -> None:
+        data = near.recv(100)
+        raise LookupError(data.decode())
+
+    poller.add_reader(near.fileno(), read)
+    far.send(b"one")
+    await until(lambda: reported == ["one"])
+    far.send(b"two")
+    await until(lambda: reported == ["one", "two"])
+    poller.remove_reader(near.fileno())
+
+
+async def test_a_callback_may_take_out_a_descriptor_that_is_ready_too() -> None:
+    poller = poller_of(asyncio.get_running_loop())
+    pairs = [socket.socketpair() for _ in range(2)]
+    ready = [near for near, _ in pairs]
+    served: list[socket.socket] = []
+
+    def serve(sock: socket.socket) -> None:
+        served.append(sock)
+        for each in ready:
+            poller.remove_reader(each.fileno())
+
+    for near, far in pairs:
+        poller.add_reader(near.fileno(), lambda sock=near: serve(sock))  # type: ignore[misc]
+        far.send(b"x")
+    await until(lambda: served)
+    await asyncio.sleep(0)
+    assert len(served) == 1
+    for near, far in pairs:
+        near.close()
+        far.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="another system reports ICMP errors in another way")
+async def test_a_socket_hears_after_data_and_an_error_came_together() -> None:
+    """The `add_reader` of uvloop watches no more after such an event."""
+    far = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    far.bind(("127.0.0.1", 0))
+    port = far.getsockname()[1]
+    async with udp.connect("127.0.0.1", port) as endpoint, asyncio.timeout(10):
+        await endpoint.send(b"hello")
+        _, address = far.recvfrom(100)
+        far.sendto(b"before", address)
+        far.close()
+        endpoint.send_nowait(b"to nobody")  # the answer is an ICMP error, which waits beside the data
+        told: list[object] = []
+        for _ in range(2):
+            try:
+                told.append((await endpoint.recv())[0])
+            except ConnectionRefusedError as exc:
+                told.append(type(exc))
+        assert sorted(map(str, told)) == sorted(map(str, [b"before", ConnectionRefusedError]))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as again:
+            again.bind(("127.0.0.1", port))
+            again.sendto(b"after", address)
+            assert (await endpoint.recv())[0] == b"after"
+
+
+def test_what_a_loop_shares_does_not_keep_it_alive() -> None:
+    class Shared:
+        def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+            self.loop = loop
+
+    shared_by = PerLoop(Shared)
+    loop = asyncio.SelectorEventLoop()
+    shared = shared_by(loop)
+    assert shared_by(loop) is shared
+    gone = weakref.ref(loop)
+    loop.close()
+    del loop, shared
+    gc.collect()
+    assert gone() is None
