@@ -10,11 +10,12 @@ import select
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import attrs
 
@@ -42,11 +43,21 @@ _ATTEMPTS: Final = 4
 
 @attrs.frozen
 class Server:
-    """A server that runs."""
+    """A server that runs.
+
+    Attributes:
+        log: what it says on standard error after it is ready, line by line.
+    """
 
     pid: int
     host: str
     port: int
+    log: list[str] = attrs.field(factory=list, repr=False)
+
+    def memory(self, key: str = "VmRSS") -> int:
+        """Return bytes of resident memory; with ``VmHWM`` the most there has been (proc(5))."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition(f"{key}:")[2].split()[0]) * 1024
 
     def cpu_seconds(self) -> float:
         """Processor time of all its threads so far; the kernel counts it in nanoseconds."""
@@ -89,11 +100,22 @@ def server(command: Sequence[str], *, core: int = 0) -> Iterator[Server]:
             lines.append(line)
             if line.startswith("listening on "):
                 host, _, port = line.removeprefix("listening on ").strip().rpartition(":")
-                yield Server(process.pid, host, int(port))
+                ready = Server(process.pid, host, int(port))
+                reader = threading.Thread(target=_collect, args=(process.stderr, ready.log))
+                reader.start()
+                try:
+                    yield ready
+                finally:
+                    process.terminate()
+                    reader.join(10)
                 return
             if not line:
                 break
         raise RuntimeError(f"{' '.join(command)} did not start: {''.join(lines)}")
+
+
+def _collect(lines: IO[str], log: list[str]) -> None:
+    log.extend(lines)
 
 
 def run_pinned(command: Sequence[str], *, on_measuring: Callable[[], None], core: int = 1) -> dict[str, Any]:

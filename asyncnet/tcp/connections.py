@@ -15,6 +15,7 @@ from asyncnet.addresses import Address, format_address
 if TYPE_CHECKING:
     import socket
 
+    from asyncnet.tcp.reading import StreamReader
     from asyncnet.tcp.streams import StreamProtocol, StreamWriter
 
 __all__ = ["Connection", "MetricsCollector", "Outcome", "ServerStats", "StopReport"]
@@ -126,6 +127,12 @@ class Connection:
     cancelled: bool = False
     """The server stops, and cancelled the handler."""
     aborted: bool = False
+
+    @property
+    def reader(self) -> StreamReader:
+        """What the handler reads from."""
+        assert self.protocol is not None
+        return self.protocol.reader
 
     @property
     def peer(self) -> str:

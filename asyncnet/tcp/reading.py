@@ -14,6 +14,7 @@ LIMIT: Final = 65536
 """Bytes of the longest line, and half of what a reader holds, unless it is told otherwise; as in asyncio."""
 
 _IN_USE: Final = "the reader is in use: another task waits for its data already"
+_EMPTY: Final = bytearray()  # of all readers that hold at most one chunk; it is replaced, not changed
 
 Buffer = bytes | bytearray | memoryview
 
@@ -54,8 +55,8 @@ class StreamReader(asyncio.StreamReader):
         "_plain",
         "_transport",
         "_waits",
-        "_wakeup",
         "failed",
+        "wakeup",
     )
 
     def __init__(self, limit: int = LIMIT, loop: asyncio.AbstractEventLoop | None = None) -> None:
@@ -65,18 +66,18 @@ class StreamReader(asyncio.StreamReader):
         self._high = 2 * limit
         self._loop = asyncio.get_running_loop() if loop is None else loop
         self._chunk = b""  # what is there is either in this
-        self._buffer = bytearray()  # or in this
+        self._buffer = _EMPTY  # or in this
         self._eof = False
         self.failed: Exception | None = None
         self._interruption: Exception | None = None
         self._transport: _Readable | None = None
         self._paused = False
-        self._wakeup = Wakeup(self._loop)
+        self.wakeup = Wakeup(self._loop)
         self._waits: Waits | None = None
         self._plain = True  # not at its end, failed, watched or paused
 
     def __repr__(self) -> str:
-        state = f"{self._size()} bytes" + (" eof" if self._eof else "") + (" waiting" if self._wakeup.waiting else "")
+        state = f"{self._size()} bytes" + (" eof" if self._eof else "") + (" waiting" if self.wakeup.waiting else "")
         failed = "" if self.failed is None else f" exception={self.failed!r}"
         return f"<StreamReader {state}{failed}>"
 
@@ -100,7 +101,7 @@ class StreamReader(asyncio.StreamReader):
             self._buffer.extend(data)
         else:
             self._chunk = bytes(data)
-        self._wakeup.wake()
+        self.wakeup.wake()
         self._pause_above_limit()
 
     def receive(self, data: bytes) -> None:
@@ -112,15 +113,18 @@ class StreamReader(asyncio.StreamReader):
             self._buffer += data
         if self._waits is not None:
             self._waits.received()
-        wakeup = self._wakeup
+        wakeup = self.wakeup
         if wakeup.callback is not None:
-            wakeup.wake_from_callback()
-        if self._buffer or len(self._chunk) > self._high:
+            if wakeup.steps is None:
+                wakeup.wake_from_callback()
+            else:
+                wakeup.steps.run()
+        if self._chunk or self._buffer:
             self._pause_above_limit()
 
     def _pause_above_limit(self) -> None:
         """Read no more for now, unless a task waits: it wants more than the limit."""
-        if not self._paused and self._size() > self._high and self._wakeup.callback is None and self._transport:
+        if not self._paused and self._size() > self._high and self.wakeup.callback is None and self._transport:
             self._paused = True
             self._plain = False
             self._transport.pause_reading()
@@ -129,7 +133,7 @@ class StreamReader(asyncio.StreamReader):
         """Nothing more comes."""
         self._eof = True
         self._plain = False
-        self._wakeup.wake()
+        self.wakeup.wake()
 
     def exception(self) -> Exception | None:
         """Return what the connection was lost by."""
@@ -139,13 +143,13 @@ class StreamReader(asyncio.StreamReader):
         """Let the read that waits, and all that follow, raise `exc`."""
         self.failed = exc
         self._plain = False
-        self._wakeup.wake()
+        self.wakeup.wake()
 
     def interrupt(self, exc: Exception) -> None:
         """Let the read that waits raise `exc`; the next one goes on. Without one, nothing happens."""
-        if self._wakeup.waiting:
+        if self.wakeup.waiting:
             self._interruption = exc
-            self._wakeup.wake()
+            self.wakeup.wake()
 
     def has_data(self) -> bool:
         """Tell whether bytes are there that nobody has read."""
@@ -168,9 +172,9 @@ class StreamReader(asyncio.StreamReader):
             RuntimeError: another task reads.
         """
         if n > 0 and self._plain and not self._chunk and not self._buffer:
-            if self._wakeup.callback is not None:
+            if self.wakeup.callback is not None:
                 raise RuntimeError(_IN_USE)
-            await self._wakeup
+            await self.wakeup
             chunk = self._chunk
             if chunk and self._plain and len(chunk) <= n:
                 self._chunk = b""
@@ -288,8 +292,7 @@ class StreamReader(asyncio.StreamReader):
 
     def _gather(self) -> None:
         if self._chunk:
-            self._buffer += self._chunk
-            self._chunk = b""
+            self._buffer, self._chunk = bytearray(self._chunk), b""
 
     def _take(self, n: int) -> bytes:
         chunk = self._chunk
@@ -316,16 +319,16 @@ class StreamReader(asyncio.StreamReader):
 
     async def _wait(self) -> None:
         """Wait until something happens."""
-        if self._wakeup.waiting:
+        if self.wakeup.waiting:
             raise RuntimeError(_IN_USE)
         if self._paused:  # more is asked for than the limit
             self._go_on()
         if self._waits is None:
-            await self._wakeup
+            await self.wakeup
         else:
             self._waits.wait_begins()
             try:
-                await self._wakeup
+                await self.wakeup
             finally:
                 self._waits.wait_ends()
         if self.failed is not None:

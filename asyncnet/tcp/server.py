@@ -14,6 +14,7 @@ import math
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from ssl import SSLContext
 from typing import Any, Final, Self, TypeAlias
 
@@ -29,6 +30,7 @@ from asyncnet.tcp.proxy import ProxyHeader
 from asyncnet.tcp.reading import LIMIT, StreamReader
 from asyncnet.tcp.streams import StreamProtocol, StreamWriter, open_tls
 from asyncnet.tcp.transport import HARD_LIMIT, SocketTransport
+from asyncnet.wakeup import Steps
 
 __all__ = ["Handler", "Server", "Settings"]
 
@@ -60,6 +62,25 @@ class Settings:
     proxy_unix: bool = False
 
 
+@attrs.define(eq=False)
+class _Served(Connection):
+    """A connection that tells its server what becomes of it."""
+
+    server: Server = attrs.field(kw_only=True)
+
+    def handled(self, task: asyncio.Task[object]) -> None:
+        """The handler has ended."""
+        self.server._handled(self, task)
+
+    def lost(self) -> None:
+        """The socket is about to be closed."""
+        self.server._lost(self)
+
+    def missed(self, deadline: Deadline) -> None:
+        """The peer takes too long."""
+        self.server._missed(self, deadline)
+
+
 class Server:
     """A running TCP server; made by `serve`.
 
@@ -73,6 +94,7 @@ class Server:
         self.closing = asyncio.Event()
         self._hurried = False
         self._loop = asyncio.get_running_loop()
+        self._context = copy_context()
         self._handler = handler
         self._settings = settings
         self._connections: set[Connection] = set()
@@ -122,7 +144,7 @@ class Server:
             stats.rejected += 1
             sock.close()
             return
-        connection = Connection(peer, sock)
+        connection = _Served(peer, sock, server=self)
         behind_proxy = self._is_behind_proxy(peer)
         if not behind_proxy and not self._enter(connection):
             stats.rejected += 1
@@ -135,12 +157,12 @@ class Server:
         else:
             self._open(connection)
             try:
-                work = self._call_handler(connection)
+                work = Steps(self._call_handler(connection), connection.reader.wakeup)
             except Exception as exc:
                 self._end(connection, self._outcome_of(connection, exc))
                 return
         connection.task = task = self._loop.create_task(work, name=f"tcp {connection.peer}")
-        task.add_done_callback(lambda task: self._handled(connection, task))
+        task.add_done_callback(connection.handled, context=self._context)
 
     def _is_behind_proxy(self, peer: Any) -> bool:
         settings = self._settings
@@ -168,18 +190,16 @@ class Server:
 
     # One connection.
 
-    def _protocol_for(self, connection: Connection) -> StreamProtocol:
+    def _protocol_for(self, connection: _Served) -> StreamProtocol:
         reader = StreamReader(self._settings.limit, self._loop)
         protocol = StreamProtocol(
             reader, self._loop, connection.address, server_side=True, timeouts=self._settings.timeouts
         )
-        protocol.on_lost = lambda exc: self._lost(connection)
-        if protocol.clock is not None:
-            protocol.on_missed = lambda deadline: self._missed(connection, deadline)
+        protocol.owner = connection
         connection.protocol = protocol
         return protocol
 
-    def _open(self, connection: Connection) -> None:
+    def _open(self, connection: _Served) -> None:
         """Put streams on a plain connection."""
         sock, connection.sock = connection.sock, None
         assert sock is not None
@@ -189,14 +209,13 @@ class Server:
         )
         connection.writer = StreamWriter(transport, protocol)
 
-    def _call_handler(self, connection: Connection) -> Coroutine[Any, Any, object]:
-        assert connection.protocol is not None
-        coroutine = self._handler(connection.protocol.reader, connection.writer)
+    def _call_handler(self, connection: _Served) -> Coroutine[Any, Any, object]:
+        coroutine = self._handler(connection.reader, connection.writer)
         if not asyncio.iscoroutine(coroutine):
             raise TypeError(f"handler must be a coroutine function: it returned {coroutine!r}")
         return coroutine
 
-    async def _prepare(self, connection: Connection, *, behind_proxy: bool) -> object:
+    async def _prepare(self, connection: _Served, *, behind_proxy: bool) -> object:
         """Do what comes before the handler, and run it."""
         settings = self._settings
         extra: dict[str, Any] = {}

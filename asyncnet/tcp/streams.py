@@ -9,9 +9,9 @@ import asyncio
 import os
 import socket
 import warnings
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Coroutine, Iterable
 from ssl import SSLContext
-from typing import IO, Any, Final, cast
+from typing import IO, Any, Final, Protocol, cast
 from weakref import WeakKeyDictionary
 
 from asyncnet.addresses import Address, format_address
@@ -35,6 +35,16 @@ _TOLD: Final = {
 _buffers: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview]] = WeakKeyDictionary()
 
 
+class Owner(Protocol):
+    """What a server does about a connection."""
+
+    def lost(self) -> None:
+        """The connection is closed; called once."""
+
+    def missed(self, deadline: Deadline) -> None:
+        """The peer has missed a deadline."""
+
+
 class StreamProtocol(asyncio.BufferedProtocol):
     """Feeds a reader, and holds its writer back while the peer does not take the bytes.
 
@@ -48,9 +58,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
     Attributes:
         lost: the connection is closed.
         missed: the deadline that the peer has missed last.
-        on_lost: called once when the connection is closed, with the error or None.
-        on_missed: called with each deadline that the peer misses; when it is set, nothing else ends a connection that
-            has lasted for too long.
+        owner: is told what becomes of the connection, and ends it when it has lasted for too long.
     """
 
     __slots__ = (
@@ -62,8 +70,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         "loop",
         "lost",
         "missed",
-        "on_lost",
-        "on_missed",
+        "owner",
         "paused",
         "peer",
         "reader",
@@ -86,8 +93,7 @@ class StreamProtocol(asyncio.BufferedProtocol):
         self.transport: asyncio.Transport | None = None
         self.lost = False
         self.missed: Deadline | None = None
-        self.on_lost: Callable[[Exception | None], object] | None = None
-        self.on_missed: Callable[[Deadline], object] | None = None
+        self.owner: Owner | None = None
         self.loop = loop
         self.data_received = reader.receive  # what a `SocketTransport` calls
         self.paused = False
@@ -150,9 +156,9 @@ class StreamProtocol(asyncio.BufferedProtocol):
         else:
             self.reader.set_exception(exc)
         self._wake()
-        on_lost, self.on_lost, self.on_missed = self.on_lost, None, None
-        if on_lost is not None:
-            on_lost(exc)
+        owner, self.owner = self.owner, None
+        if owner is not None:
+            owner.lost()
         self.transport = None  # or they would keep each other, until the garbage collector comes
         self.reader.set_transport(None)
 
@@ -209,8 +215,8 @@ class StreamProtocol(asyncio.BufferedProtocol):
     def _miss(self, deadline: Deadline, seconds: float) -> None:
         self.missed = deadline
         exc = TimeoutError(f"{format_address(self.peer)} {_TOLD[deadline].format(f'{seconds:g}')}")
-        if self.on_missed is not None:
-            self.on_missed(deadline)
+        if self.owner is not None:
+            self.owner.missed(deadline)
             if deadline is Deadline.LIFETIME:
                 return
         if deadline in (Deadline.LIFETIME, Deadline.WRITE):

@@ -19,7 +19,7 @@ def native_tool(name: str) -> Path:
     """Return the path of a compiled tool, compiling it when its source or the compiler has changed.
 
     Args:
-        name: ``"load"``, the load generator, or ``"echo"``, the echo servers that are the ceiling.
+        name: ``"load"`` and ``"tcp_load"``, the load generators, or ``"echo"``, the echo servers that are the ceiling.
 
     Raises:
         FileNotFoundError: there is no C compiler.
@@ -30,7 +30,8 @@ def native_tool(name: str) -> Path:
     if compiler is None:
         raise FileNotFoundError("no C compiler found: on Debian, apt-get install gcc libc6-dev, or set CC")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    key = hashlib.sha256(source.read_bytes() + version + " ".join(_FLAGS).encode()).hexdigest()[:16]
+    code = source.read_bytes() + source.with_name("common.h").read_bytes()
+    key = hashlib.sha256(code + version + " ".join(_FLAGS).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asyncnet"
     target = cache / f"{name}-{key}"
     if target.exists():

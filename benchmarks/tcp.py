@@ -1,0 +1,174 @@
+"""What does a TCP request cost, and a connection? Ours and other people's, echoing side by side.
+
+Servers run on the first core, the load (in C) on the second. The processor time is the server's own, by the kernel's
+accounting, during the measurement only. Each round measures everything once, in a new random order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
+
+from asyncnet.lab.native import native_tool
+from benchmarks._harness import FOLDER, Server, median_of, pin, ratio, rounds_of, run_pinned, save, saved, server
+from benchmarks._report import Table, publish
+
+CEILING: Final = "C, epoll"
+OURS: Final = "tcp.serve on uvloop"
+STREAMS: Final = "start_server on uvloop"
+PROTOCOL: Final = "protocol on uvloop"
+BASES: Final = (PROTOCOL, STREAMS, CEILING)
+OWN: Final = (OURS, "tcp.serve on asyncio", STREAMS, "start_server on asyncio", PROTOCOL, "protocol on asyncio")
+OTHERS: Final = (
+    "gevent",
+    "tornado",
+    "tornado on uvloop",
+    "Twisted",
+    "trio",
+    "anyio on asyncio and uvloop",
+    "anyio on trio",
+    "curio",
+)
+ALL: Final = (CEILING, *OWN, *OTHERS)
+IDLE: Final = 10_000
+
+
+def echo_server(name: str) -> list[str]:
+    if name == CEILING:
+        return [str(native_tool("echo")), "tcp", "0"]
+    return [sys.executable, str(FOLDER / "servers" / "tcp_echo.py"), name]
+
+
+def load(target: Server, mode: str, *arguments: object) -> dict[str, Any]:
+    """Load a server, and tell what a request cost it."""
+    command = [str(native_tool("tcp_load")), mode, target.host, str(target.port), *map(str, arguments)]
+    before = 0.0
+
+    def started() -> None:
+        nonlocal before
+        before = target.cpu_seconds()
+
+    result = run_pinned(command, on_measuring=started)
+    used = target.cpu_seconds() - before
+    return result | {
+        "rate": result["requests"] / result["seconds"],
+        "cpu": used / max(1, result["requests"]),
+        "load_busy": result["cpu_seconds"] / result["seconds"],
+    }
+
+
+@contextmanager
+def held(target: Server, count: int, *, interval: float = 0, retry: float = 0) -> Iterator[None]:
+    """Keep connections open for as long as the context lasts."""
+    arguments = [target.host, target.port, count, interval, retry]
+    command = [str(native_tool("tcp_load")), "hold", *map(str, arguments)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        pin(holder.pid, 1)
+        try:
+            assert holder.stdout is not None
+            if holder.stdout.readline() != "measuring\n":
+                raise RuntimeError(f"{' '.join(command)} failed")
+            yield
+        finally:
+            holder.communicate(timeout=60)
+
+
+def measure_echo(name: str, *, size: int, seconds: float) -> dict[str, Any]:
+    with server(echo_server(name)) as target:
+        return load(target, "echo", 100, size, 0.7, seconds)
+
+
+def measure_churn(name: str, *, end: str, seconds: float) -> dict[str, Any]:
+    with server(echo_server(name)) as target:
+        return load(target, "churn", 32, 100, 0.7, seconds, end)
+
+
+def measure_idle(name: str, *, seconds: float) -> dict[str, Any]:
+    """Load a server, hold many connections besides, and load it again."""
+    with server(echo_server(name)) as target:
+        quiet = load(target, "echo", 100, 1000, 0.7, seconds)
+        before = target.memory()
+        with held(target, IDLE):
+            memory = (target.memory() - before) / IDLE
+            crowded = load(target, "echo", 100, 1000, 0.7, seconds)
+        return {"memory": memory, "quiet": quiet["rate"], "crowded": crowded["rate"]}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, save the runs, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.5, help="length of each measurement (default: 1.5)")
+    parser.add_argument("--only", help="of the ways, those that contain one of these texts, with | between them")
+    parser.add_argument("--part", choices=tuple(TABLES), help="measure one table alone; the others stay")
+    arguments = parser.parse_args(argv)
+
+    def measured(names: tuple[str, ...], measure: Callable[..., dict[str, Any]], **options: Any) -> Callable[[], Any]:
+        wanted = [name for name in names if not arguments.only or any(w in name for w in arguments.only.split("|"))]
+        return lambda: rounds_of(wanted, arguments.rounds, partial(measure, seconds=arguments.seconds, **options))
+
+    measures = {
+        "echo1000": measured(ALL, measure_echo, size=1000),
+        "echo65536": measured(ALL, measure_echo, size=65536),
+        "churn": measured(ALL, measure_churn, end="close"),
+        "reset": measured((CEILING, *OWN), measure_churn, end="reset"),
+        "idle": measured(ALL, measure_idle),
+    }
+    parts = {part: measure() for part, measure in measures.items() if arguments.part in (None, part)}
+    if arguments.only:
+        for part in parts:
+            print(TABLES[part](parts[part]), "\n")
+        return 0
+    parts = saved("tcp") | parts if arguments.part else parts
+    save("tcp", parts)
+    publish("tcp", "\n\n".join(str(TABLES[part](parts[part])) for part in parts))
+    return 0
+
+
+def cost_table(title: str, unit: str, runs: list[dict[str, Any]]) -> Table:
+    names = sorted({run["name"] for run in runs}, key=lambda name: median_of(runs, name, "cpu"))
+    rows = []
+    for name in names:
+        row = [name, f"{median_of(runs, name, 'rate'):,.0f}", f"{median_of(runs, name, 'cpu') * 1e6:.1f}"]
+        row += [f"{ratio(runs, name, base, 'cpu'):.2f}" if base in names else "-" for base in BASES]
+        row += [f"{median_of(runs, name, key) * 1e6:.0f}" for key in ("p50", "p99")]
+        rows.append([*row, str(sum(run["closed"] + run["wrong"] for run in runs if run["name"] == name))])
+    heads = ["server", f"{unit}/s", "CPU µs", "÷ protocol", "÷ start_server", "÷ C", "p50 µs", "p99 µs", "failed"]
+    return Table(title, heads, rows)
+
+
+def idle_table(runs: list[dict[str, Any]]) -> Table:
+    names = sorted({run["name"] for run in runs}, key=lambda name: median_of(runs, name, "memory"))
+    rows = [
+        [
+            name,
+            f"{median_of(runs, name, 'memory') / 1024:.2f}",
+            f"{median_of(runs, name, 'quiet'):,.0f}",
+            f"{median_of(runs, name, 'crowded'):,.0f}",
+            f"{ratio_within(runs, name):.2f}",
+        ]
+        for name in names
+    ]
+    title = f"{IDLE:,} idle connections, and 100 busy ones with 1000 bytes"
+    return Table(title, ["server", "KiB for each idle one", "requests/s alone", "among idle ones", "ratio"], rows)
+
+
+def ratio_within(runs: list[dict[str, Any]], name: str) -> float:
+    return median_of([run | {"ratio": run["crowded"] / run["quiet"]} for run in runs], name, "ratio")
+
+
+TABLES: Final[dict[str, Callable[[list[dict[str, Any]]], Table]]] = {
+    "echo1000": partial(cost_table, "Echo, 100 connections, 1000 bytes", "requests"),
+    "echo65536": partial(cost_table, "Echo, 100 connections, 65 536 bytes", "requests"),
+    "churn": partial(cost_table, "Connect, 100 bytes there and back, close; 32 at a time", "connections"),
+    "reset": partial(cost_table, "The same, ended by a reset", "connections"),
+    "idle": idle_table,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
