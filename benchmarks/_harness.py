@@ -27,6 +27,7 @@ __all__ = [
     "median_of",
     "pin",
     "ratio",
+    "ratio_of",
     "rounds_of",
     "run_pinned",
     "running",
@@ -189,6 +190,11 @@ def ratio(runs: Sequence[dict[str, Any]], name: str, base: str, key: str) -> flo
             value / per_round[base, number] for (found, number), value in per_round.items() if found == name
         )
     )
+
+
+def ratio_of(runs: Sequence[dict[str, Any]], name: str, key: str, base: str) -> float:
+    """Return the median of the ratios of one figure to another of the same run."""
+    return float(statistics.median(run[key] / run[base] for run in runs if run["name"] == name))
 
 
 def saved(name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ accounting, during the measurement only. Each round measures everything once, in
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,19 @@ from functools import partial
 from typing import Any, Final
 
 from asyncnet.lab.native import native_tool
-from benchmarks._harness import FOLDER, Server, median_of, pin, ratio, rounds_of, run_pinned, save, saved, server
+from benchmarks._harness import (
+    FOLDER,
+    Server,
+    median_of,
+    pin,
+    ratio,
+    ratio_of,
+    rounds_of,
+    run_pinned,
+    save,
+    saved,
+    server,
+)
 from benchmarks._report import Table, publish
 
 CEILING: Final = "C, epoll"
@@ -63,8 +76,8 @@ def load(target: Server, mode: str, *arguments: object) -> dict[str, Any]:
 
 
 @contextmanager
-def held(target: Server, count: int, *, interval: float = 0, retry: float = 0) -> Iterator[None]:
-    """Keep connections open for as long as the context lasts."""
+def held(target: Server, count: int, *, interval: float = 0, retry: float = 0) -> Iterator[dict[str, Any]]:
+    """Keep connections open for as long as the context lasts; afterwards the dictionary has what became of them."""
     arguments = [target.host, target.port, count, interval, retry]
     command = [str(native_tool("tcp_load")), "hold", *map(str, arguments)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
@@ -73,9 +86,11 @@ def held(target: Server, count: int, *, interval: float = 0, retry: float = 0) -
             assert holder.stdout is not None
             if holder.stdout.readline() != "measuring\n":
                 raise RuntimeError(f"{' '.join(command)} failed")
-            yield
+            result: dict[str, Any] = {}
+            yield result
         finally:
-            holder.communicate(timeout=60)
+            told, _ = holder.communicate(timeout=60)
+        result |= json.loads(told)
 
 
 def measure_echo(name: str, *, size: int, seconds: float) -> dict[str, Any]:
@@ -150,16 +165,12 @@ def idle_table(runs: list[dict[str, Any]]) -> Table:
             f"{median_of(runs, name, 'memory') / 1024:.2f}",
             f"{median_of(runs, name, 'quiet'):,.0f}",
             f"{median_of(runs, name, 'crowded'):,.0f}",
-            f"{ratio_within(runs, name):.2f}",
+            f"{ratio_of(runs, name, 'crowded', 'quiet'):.2f}",
         ]
         for name in names
     ]
     title = f"{IDLE:,} idle connections, and 100 busy ones with 1000 bytes"
     return Table(title, ["server", "KiB for each idle one", "requests/s alone", "among idle ones", "ratio"], rows)
-
-
-def ratio_within(runs: list[dict[str, Any]], name: str) -> float:
-    return median_of([run | {"ratio": run["crowded"] / run["quiet"]} for run in runs], name, "ratio")
 
 
 TABLES: Final[dict[str, Callable[[list[dict[str, Any]]], Table]]] = {

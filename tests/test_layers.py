@@ -11,7 +11,7 @@ PACKAGE = Path(asyncnet.__file__).parent
 
 # One line is one layer; modules on one line do not import each other.
 LAYERS = """
-asyncnet.errors asyncnet.perloop
+asyncnet.errors asyncnet.perloop asyncnet.arguments
 asyncnet.netlink asyncnet.opening asyncnet.wakeup asyncnet.poller asyncnet.metrics
 asyncnet.addresses
 asyncnet.resolver asyncnet.activation asyncnet.privileges
@@ -32,7 +32,8 @@ asyncnet.tcp.sendqueue asyncnet.tcp.deadlines asyncnet.tcp.proxy
 asyncnet.tcp.transport asyncnet.tcp.reading asyncnet.tcp.prelude
 asyncnet.tcp.alarm
 asyncnet.tcp.streams
-asyncnet.tcp.listeners asyncnet.tcp.connections
+asyncnet.tcp.writing
+asyncnet.tcp.listeners asyncnet.tcp.connections asyncnet.tcp.settings
 asyncnet.tcp.acceptor
 asyncnet.tcp.server asyncnet.tcp.client
 asyncnet.tcp.serving

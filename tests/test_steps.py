@@ -170,7 +170,8 @@ async def test_cancelling_what_a_step_began_to_wait_for() -> None:
     assert ended == ["child"]
 
 
-async def test_a_task_that_has_ended_leaves_no_cycle() -> None:
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_task_that_has_ended_leaves_no_cycle(cancelled: bool) -> None:
     wakeup = Wakeup(asyncio.get_running_loop())
 
     async def work() -> None:
@@ -184,8 +185,11 @@ async def test_a_task_that_has_ended_leaves_no_cycle() -> None:
         gone = weakref.ref(task)
         await asyncio.sleep(0)
         await called_by_the_loop(woken_by(wakeup))
-        await called_by_the_loop(woken_by(wakeup))
-        await task
+        if cancelled:
+            task.cancel()
+        else:
+            await called_by_the_loop(woken_by(wakeup))
+        await asyncio.wait([task])
         del task
         assert gone() is None
     finally:

@@ -4,9 +4,10 @@ from asyncnet.tcp.client import connect
 from asyncnet.tcp.connections import MetricsCollector, ServerStats, StopReport
 from asyncnet.tcp.listeners import SocketOptions
 from asyncnet.tcp.proxy import ProxyHeader
+from asyncnet.tcp.reading import StreamReader
 from asyncnet.tcp.server import Server
 from asyncnet.tcp.serving import serve
-from asyncnet.tcp.streams import StreamReader, StreamWriter
+from asyncnet.tcp.writing import StreamWriter
 
 __all__ = [
     "MetricsCollector",

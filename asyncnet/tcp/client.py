@@ -19,12 +19,14 @@ from ssl import SSLCertVerificationError, SSLContext, SSLError, create_default_c
 from typing import Final, TypeAlias
 
 from asyncnet.addresses import Address, explain, format_address
+from asyncnet.arguments import check_address, check_count, check_path, check_port, check_seconds
 from asyncnet.resolver import resolve
 from asyncnet.tcp.deadlines import Timeouts
 from asyncnet.tcp.listeners import SocketOptions, set_options
 from asyncnet.tcp.reading import LIMIT, StreamReader
-from asyncnet.tcp.streams import StreamProtocol, StreamWriter, open_tls
+from asyncnet.tcp.streams import StreamProtocol
 from asyncnet.tcp.transport import SocketTransport
+from asyncnet.tcp.writing import StreamWriter, open_tls
 
 __all__ = ["connect"]
 
@@ -83,23 +85,30 @@ async def connect(
         OSError: the name does not resolve, or none of its addresses could be connected to; the message names them.
     """
     if path is None:
+        if not isinstance(host, str | None):
+            raise TypeError(f"host must be a name or an address, not {host!r}")
         if not host:
             raise ValueError("host is empty: there is nobody to connect to")
-        if port is None or not 1 <= port <= 65535:
-            raise ValueError(f"port must be between 1 and 65535, not {port}")
+        check_port("port", port, lowest=1)
+        assert port is not None
         target: Target = (host, port)
     elif host is not None or port is not None or local_addr is not None:
         raise ValueError("path does not go with host, port and local_addr")
     else:
+        check_path("path", path)
         target = path
-    if timeout is not None and not 0 < timeout < float("inf"):
-        raise ValueError(f"timeout must be above 0 seconds and finite, or None, not {timeout}")
-    if read_timeout is not None and not 0 < read_timeout < float("inf"):
-        raise ValueError(f"read_timeout must be above 0 seconds and finite, or None, not {read_timeout}")
-    if limit < 1:
-        raise ValueError(f"limit must be at least 1, not {limit}")
-    if attempts < 1:
-        raise ValueError(f"attempts must be at least 1, not {attempts}")
+    if local_addr is not None:
+        check_address("local_addr", local_addr)
+    check_seconds("timeout", timeout)
+    check_seconds("read_timeout", read_timeout)
+    check_count("limit", limit)
+    check_count("attempts", attempts)
+    if not isinstance(options, SocketOptions):
+        raise TypeError(f"options must be SocketOptions, not {options!r}")
+    if ssl is not None and not isinstance(ssl, SSLContext | bool):
+        raise TypeError(f"ssl must be an ssl.SSLContext, True or None, not {ssl!r}")
+    if server_hostname is not None and not isinstance(server_hostname, str):
+        raise TypeError(f"server_hostname must be a name, not {server_hostname!r}")
     if server_hostname is not None and not ssl:
         raise ValueError("server_hostname is given, but ssl is not")
     if server_hostname == "" and (not isinstance(ssl, SSLContext) or ssl.check_hostname):

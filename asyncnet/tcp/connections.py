@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import socket
 
     from asyncnet.tcp.reading import StreamReader
-    from asyncnet.tcp.streams import StreamProtocol, StreamWriter
+    from asyncnet.tcp.streams import StreamProtocol
+    from asyncnet.tcp.writing import StreamWriter
 
 __all__ = ["Connection", "MetricsCollector", "Outcome", "ServerStats", "StopReport"]
 

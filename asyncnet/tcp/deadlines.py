@@ -23,6 +23,8 @@ from typing import Final
 
 import attrs
 
+from asyncnet.arguments import check_seconds
+
 __all__ = ["Deadline", "DeadlineQueue", "Timeouts", "Watch"]
 
 _COMPACT_FROM: Final = 64
@@ -39,12 +41,7 @@ class Deadline(Enum):
 
 
 def _positive(timeouts: Timeouts, attribute: attrs.Attribute[float | None], value: float | None) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{attribute.name}_timeout must be seconds or None, not {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{attribute.name}_timeout must be above 0 seconds and finite, or None, not {value}")
+    check_seconds(f"{attribute.name}_timeout", value)
 
 
 @attrs.frozen

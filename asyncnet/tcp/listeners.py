@@ -12,6 +12,7 @@ import attrs
 
 from asyncnet import resolver
 from asyncnet.addresses import Address, explain
+from asyncnet.arguments import check_flag, check_seconds
 
 __all__ = ["PEER_ERRORS", "SocketOptions", "open_listeners", "open_unix", "resolve", "set_options"]
 
@@ -41,17 +42,29 @@ PORT_ATTEMPTS: Final = 10
 """How often a free port is looked for that is free on every address."""
 
 
+def _flag(_: object, attribute: attrs.Attribute[bool], value: bool) -> None:
+    check_flag(attribute.name, value)
+
+
+def _seconds(_: object, attribute: attrs.Attribute[float | None], value: float | None) -> None:
+    check_seconds(attribute.name, value)
+
+
 @attrs.frozen
 class SocketOptions:
-    """What is set on every connection of a listener; the system hands it down from there."""
+    """What is set on every connection of a listener; the system hands it down from there.
 
-    nodelay: bool = True
+    Raises:
+        TypeError, ValueError: an option is of a wrong type, or out of range.
+    """
+
+    nodelay: bool = attrs.field(default=True, validator=_flag)
     """Do not hold small writes back (TCP_NODELAY)."""
-    keepalive: float | None = None
+    keepalive: float | None = attrs.field(default=None, validator=_seconds)
     """Seconds of silence after which the system asks the peer whether it is still there, four times in as long."""
-    user_timeout: float | None = None
+    user_timeout: float | None = attrs.field(default=None, validator=_seconds)
     """Seconds that sent bytes may stay unacknowledged (TCP_USER_TIMEOUT)."""
-    reuse_port: bool = False
+    reuse_port: bool = attrs.field(default=False, validator=_flag)
     """Share the port with other processes that ask for the same."""
 
 

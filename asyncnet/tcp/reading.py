@@ -181,8 +181,12 @@ class StreamReader(asyncio.StreamReader):
                 return chunk
         if self.failed is not None:
             raise self.failed
-        if n <= 0:
-            return b"".join([chunk async for chunk in self.chunks()]) if n else b""
+        if not n:
+            return b""
+        if n < 0:  # nothing is taken before the end: whoever is cancelled loses nothing
+            while not self._eof:
+                await self._wait()
+            return self._take(self._size())
         while not self._chunk and not self._buffer and not self._eof:
             await self._wait()
         return self._take(n)

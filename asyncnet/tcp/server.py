@@ -10,56 +10,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import copy_context
 from ssl import SSLContext
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, Self
 
 import attrs
 
-from asyncnet.addresses import Address, IPNetwork, client_of, in_networks
+from asyncnet.addresses import Address, client_of, in_networks
+from asyncnet.arguments import check_seconds
 from asyncnet.errors import PacketError
 from asyncnet.tcp.acceptor import Acceptor
 from asyncnet.tcp.connections import Connection, Outcome, ServerStats, StopReport
-from asyncnet.tcp.deadlines import Deadline, Timeouts
+from asyncnet.tcp.deadlines import Deadline
 from asyncnet.tcp.prelude import read_proxy_header
 from asyncnet.tcp.proxy import ProxyHeader
-from asyncnet.tcp.reading import LIMIT, StreamReader
-from asyncnet.tcp.streams import StreamProtocol, StreamWriter, open_tls
-from asyncnet.tcp.transport import HARD_LIMIT, SocketTransport
+from asyncnet.tcp.reading import StreamReader
+from asyncnet.tcp.settings import Handler, Settings
+from asyncnet.tcp.streams import StreamProtocol
+from asyncnet.tcp.transport import SocketTransport
+from asyncnet.tcp.writing import StreamWriter, open_tls
 from asyncnet.wakeup import Steps
 
-__all__ = ["Handler", "Server", "Settings"]
+__all__ = ["Server"]
 
 logger = logging.getLogger("asyncnet.tcp")
-
-Handler: TypeAlias = Callable[[Any, Any], Coroutine[Any, Any, object]]
-"""What `serve` calls for each connection, with a reader and a writer."""
 
 FLUSH_STALL: Final = 10.0
 """Seconds in which a closing connection must get rid of some of its bytes, or it is aborted."""
 CANCEL_WAIT: Final = 1.0
 """Seconds that a cancelled handler has to end."""
-
-
-@attrs.define
-class Settings:
-    """How a server runs; `serve` explains them."""
-
-    max_connections: int | None = None
-    max_per_client: int | None = None
-    reject: bool = False
-    grace: float = 5.0
-    ssl: SSLContext | None = None
-    limit: int = LIMIT
-    hard_limit: int = HARD_LIMIT
-    timeouts: Timeouts = attrs.field(factory=Timeouts)
-    handshake_timeout: float = 30.0
-    proxy_from: tuple[IPNetwork, ...] = ()
-    proxy_unix: bool = False
 
 
 @attrs.define(eq=False)
@@ -389,7 +371,8 @@ class Server:
         Raises:
             ValueError: `grace` is negative or not finite.
         """
-        grace = self._settings.grace if grace is None else checked_grace(grace)
+        check_seconds("grace", grace, from_zero=True)
+        grace = self._settings.grace if grace is None else grace
         current = asyncio.current_task()
         self.close()
         own = len(self._connections) - len(self._others(current))
@@ -443,14 +426,3 @@ def _proxy_extra(connection: Connection, header: ProxyHeader) -> dict[str, Any]:
         connection.address = extra["peername"] = header.source
         extra["proxy_sockname"] = header.destination
     return extra
-
-
-def checked_grace(grace: float) -> float:
-    """Return `grace`.
-
-    Raises:
-        ValueError: it is negative or not finite.
-    """
-    if not 0 <= grace < math.inf:
-        raise ValueError(f"grace must be 0 seconds or more, and finite, not {grace}")
-    return grace

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from ssl import SSLContext
-from typing import Literal
+from typing import Any, Literal
 
 from asyncnet.activation import inherited_sockets
-from asyncnet.addresses import parse_network
+from asyncnet.addresses import IPNetwork, parse_network
+from asyncnet.arguments import check_address, check_count, check_path, check_port, check_seconds, checked_sequence
 from asyncnet.opening import Opening
 from asyncnet.tcp.deadlines import Timeouts
 from asyncnet.tcp.listeners import SocketOptions, open_listeners, open_unix, resolve, set_options
 from asyncnet.tcp.reading import LIMIT
-from asyncnet.tcp.server import Handler, Server, Settings, checked_grace
+from asyncnet.tcp.server import Server
+from asyncnet.tcp.settings import Handler, Settings
 from asyncnet.tcp.transport import HARD_LIMIT
 
 __all__ = ["serve"]
@@ -107,45 +108,31 @@ def serve(
         raise ValueError("there is nothing to listen on: give a port, a path, a descriptor or sockets")
     if host is not None and port is None:
         raise ValueError("port is missing: 0 takes a free one")
-    for where in [port] if port is not None else []:
-        _check_port(where)
-    for _, where in addresses:
-        _check_port(where)
+    _check_places(host, port, path, fd, sockets, addresses)
     if when_full not in ("wait", "reject"):
         raise ValueError(f"when_full must be 'wait' or 'reject', not {when_full!r}")
-    for name, count in (
-        ("max_connections", max_connections),
-        ("max_per_client", max_per_client),
-        ("backlog", backlog),
-        ("limit", limit),
-        ("hard_limit", hard_limit),
-    ):
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
-            raise TypeError(f"{name} must be a number, not {count!r}")
-        if count is not None and count < 1:
-            raise ValueError(f"{name} must be at least 1, not {count}")
-    for name, seconds in (
-        ("keepalive", keepalive),
-        ("user_timeout", user_timeout),
-        ("handshake_timeout", handshake_timeout),
-    ):
-        if seconds is not None and not 0 < seconds < math.inf:
-            raise ValueError(f"{name} must be above 0 seconds and finite, not {seconds}")
+    check_count("max_connections", max_connections, or_none=True)
+    check_count("max_per_client", max_per_client, or_none=True)
+    check_count("backlog", backlog)
+    check_count("limit", limit)
+    check_count("hard_limit", hard_limit)
+    check_seconds("handshake_timeout", handshake_timeout, or_none=False)
+    check_seconds("grace", grace, or_none=False, from_zero=True)
+    options = SocketOptions(nodelay, keepalive, user_timeout, reuse_port)
     timeouts = Timeouts(first_byte_timeout, message_timeout, idle_timeout, write_timeout, lifetime_timeout)
     settings = Settings(
         max_connections=max_connections,
         max_per_client=max_per_client,
         reject=when_full == "reject",
-        grace=checked_grace(grace),
+        grace=grace,
         ssl=ssl,
         limit=limit,
         hard_limit=hard_limit,
         timeouts=timeouts,
         handshake_timeout=handshake_timeout,
-        proxy_from=tuple(parse_network(text) for text in proxy_from if text != "unix"),
+        proxy_from=tuple(_networks("proxy_from", proxy_from)),
         proxy_unix="unix" in proxy_from,
     )
-    options = SocketOptions(nodelay, keepalive, user_timeout, reuse_port)
     hosts = [host] if host is None or isinstance(host, str) else host
 
     async def open_() -> Server:
@@ -177,11 +164,34 @@ def serve(
     return Opening(open_)
 
 
-def _check_port(port: int) -> None:
-    if isinstance(port, bool) or not isinstance(port, int):
-        raise TypeError(f"port must be a number, not {port!r}")
-    if not 0 <= port <= 65535:
-        raise ValueError(f"port must be between 0 and 65535, not {port}")
+def _check_places(host: Any, port: Any, path: Any, fd: Any, sockets: Any, addresses: Any) -> None:
+    for name in [] if host is None or isinstance(host, str) else checked_sequence("host", host, "names"):
+        if not isinstance(name, str):
+            raise TypeError(f"host must be a name, or several, not {name!r}")
+    if port is not None:
+        check_port("port", port)
+    if path is not None:
+        check_path("path", path)
+    if fd is not None and fd != "systemd" and (isinstance(fd, bool) or not isinstance(fd, int)):
+        raise TypeError(f"fd must be the number of a descriptor, or 'systemd', not {fd!r}")
+    if isinstance(fd, int) and fd < 0:
+        raise ValueError(f"fd must be at least 0, not {fd}")
+    for sock in checked_sequence("sockets", sockets, "listening sockets"):
+        if not isinstance(sock, socket.socket):
+            raise TypeError(f"sockets must be a list of listening sockets, not of {sock!r}")
+    for address in checked_sequence("addresses", addresses, "hosts and ports"):
+        check_address("addresses", address)
+
+
+def _networks(name: str, texts: Any) -> Iterator[IPNetwork]:
+    for text in checked_sequence(name, texts, "networks"):
+        if not isinstance(text, str):
+            raise TypeError(f"{name} must be a list of networks, not of {text!r}")
+        if text != "unix":
+            try:
+                yield parse_network(text)
+            except ValueError as exc:
+                raise ValueError(f"{name}: {exc}") from None
 
 
 def _from_descriptor(fd: int) -> socket.socket:

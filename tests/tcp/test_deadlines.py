@@ -144,5 +144,5 @@ def test_a_timeout_out_of_range_is_an_error_that_names_it(value: float) -> None:
 
 @pytest.mark.parametrize("value", ["5", True, [1]])
 def test_what_is_no_time_is_an_error_that_names_it(value: Any) -> None:
-    with pytest.raises(TypeError, match="message_timeout must be seconds"):
+    with pytest.raises(TypeError, match="message_timeout must be a number of seconds"):
         Timeouts(message=value)

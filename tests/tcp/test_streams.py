@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from asyncnet import tcp
-from asyncnet.tcp.streams import StreamProtocol, StreamReader, StreamWriter
+from asyncnet.tcp.reading import StreamReader
+from asyncnet.tcp.streams import StreamProtocol
 from asyncnet.tcp.transport import SocketTransport
+from asyncnet.tcp.writing import StreamWriter
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 

@@ -232,3 +232,36 @@ async def test_a_value_out_of_range_is_an_error_that_names_the_parameter(name: s
     arguments: dict[str, Any] = {"host": "127.0.0.1", "port": 80, name: value}
     with pytest.raises(ValueError, match=name):
         await tcp.connect(**arguments)
+
+
+async def test_a_server_that_starts_late_is_tried_again(
+    refused: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[tuple[float, float]] = []
+
+    def uniform(low: float, high: float) -> float:
+        waits.append((low, high))
+        if len(waits) == 3:
+            servers.append(asyncio.ensure_future(tcp.serve(greet, *refused)))
+        return 0
+
+    servers: list[asyncio.Future[tcp.Server]] = []
+    monkeypatch.setattr("asyncnet.tcp.client.random.uniform", uniform)
+    reader, writer = await tcp.connect(*refused, attempts=10, timeout=10)
+    assert await reader.read()
+    await closed(writer)
+    assert waits[:3] == [(0, 0.2), (0, 0.4), (0, 0.8)]
+    assert len(waits) <= 5
+    await (await servers[0]).aclose()
+
+
+async def test_the_last_attempt_tells_what_it_met(refused: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncnet.tcp.client.RETRY_DELAY", 0.001)
+    with pytest.raises(ConnectionRefusedError, match=f"cannot connect TCP to 127.0.0.1:{refused[1]}: "):
+        await tcp.connect(*refused, attempts=3)
+
+
+async def test_a_unix_socket_that_is_not_there_is_named(tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = str(tmp_path_factory.mktemp("s") / "none")
+    with pytest.raises(FileNotFoundError, match=f"cannot connect to unix socket {path}: "):
+        await tcp.connect(path=path)

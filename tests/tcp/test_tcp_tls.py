@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import shutil
 import socket
 import ssl
-import subprocess
 from collections.abc import Callable
 
 import attrs
 import pytest
 
 from asyncnet import tcp
+from tests.tcp.certificates import make_certificate
 
 Reader = asyncio.StreamReader
 Writer = asyncio.StreamWriter
@@ -28,19 +27,8 @@ class Contexts:
 
 @pytest.fixture(scope="module")
 def contexts(tmp_path_factory: pytest.TempPathFactory) -> Contexts:
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("the openssl command is not installed: there is no certificate to test with")
-    directory = tmp_path_factory.mktemp("tls")
-    certificate, key = directory / "certificate.pem", directory / "key.pem"
-    command = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-    subprocess.run(
-        [openssl, *command.split(), *names, "-keyout", key, "-out", certificate], check=True, capture_output=True
-    )
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server.load_cert_chain(certificate, key)
-    return Contexts(server, ssl.create_default_context(cafile=certificate))
+    certificate = make_certificate(tmp_path_factory.mktemp("tls"))
+    return Contexts(certificate.server_context(), certificate.client_context())
 
 
 async def until(condition: Callable[[], object]) -> None:

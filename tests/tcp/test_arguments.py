@@ -1,0 +1,87 @@
+"""What a caller can pass wrong: a ValueError or TypeError that names the parameter, before anything is opened."""
+
+from __future__ import annotations
+
+import math
+import ssl
+from typing import Any
+
+import pytest
+
+from asyncnet import tcp
+from tests.tcp.clients import echo
+
+TIMEOUTS = ("first_byte_timeout", "message_timeout", "idle_timeout", "write_timeout", "lifetime_timeout")
+SECONDS = (*TIMEOUTS, "keepalive", "user_timeout", "handshake_timeout")
+NUMBERS = ("max_connections", "max_per_client", "backlog", "limit", "hard_limit")
+BAD_SECONDS = (0, -1.0, math.nan, math.inf, "5", True, b"5")
+BAD_NUMBERS = (0, -1, 1.5, "5", True)
+
+SERVE: list[tuple[str, Any]] = [
+    *((name, value) for name in SECONDS for value in BAD_SECONDS),
+    *((name, value) for name in NUMBERS for value in BAD_NUMBERS),
+    *(("grace", value) for value in (-1, math.nan, math.inf, "5", None)),
+    *(("port", value) for value in (-1, 65536, "80", 1.0, True)),
+    *(("host", value) for value in (5, [5], b"127.0.0.1", ["127.0.0.1", None])),
+    *(("when_full", value) for value in ("refuse", None, 1)),
+    *(("ssl", value) for value in (True, "certificate.pem", ssl.SSLContext)),
+    *(("proxy_from", value) for value in (["10.0.0"], ["nowhere"], [5], "10.0.0.0/8", 5)),
+    *(("path", value) for value in ("", 5, b"socket")),
+    *(("fd", value) for value in (-1, "inetd", 1.5, True)),
+    *(("sockets", value) for value in ([5], 5, ["127.0.0.1"])),
+    *(("addresses", value) for value in ([5], 5, ["127.0.0.1"], [("127.0.0.1",)], [("127.0.0.1", "80")], [(5, 80)])),
+    *(("nodelay", value) for value in ("yes", None)),
+    *(("reuse_port", value) for value in ("yes", None)),
+    *(("handler", value) for value in (None, 5, "echo")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), SERVE, ids=lambda value: str(value)[:24])
+async def test_a_wrong_argument_of_serve_is_named(name: str, value: Any) -> None:
+    arguments: dict[str, Any] = {"handler": echo, "host": "127.0.0.1", "port": 0, name: value}
+    with pytest.raises((ValueError, TypeError), match=name):
+        tcp.serve(**arguments)
+
+
+async def test_arguments_that_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match="nothing to listen on"):
+        tcp.serve(echo)
+    with pytest.raises(ValueError, match="port is missing"):
+        tcp.serve(echo, "127.0.0.1", path="socket")
+
+
+CONNECT: list[tuple[str, Any]] = [
+    *((name, value) for name in ("timeout", "read_timeout") for value in BAD_SECONDS),
+    *((name, value) for name in ("limit", "attempts") for value in BAD_NUMBERS),
+    *(("port", value) for value in (0, -1, 65536, "80", None, 80.0, True)),
+    *(("host", value) for value in ("", None, 5, b"127.0.0.1")),
+    *(("local_addr", value) for value in (5, "127.0.0.1", ("127.0.0.1",), ("127.0.0.1", "80"), ("127.0.0.1", 65536))),
+    *(("ssl", value) for value in (5, "certificate.pem", ssl.SSLContext)),
+    *(("server_hostname", value) for value in ("name.test", 5)),
+    *(("options", value) for value in (None, {"nodelay": True})),
+    *(("path", value) for value in ("", 5, "socket")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), CONNECT, ids=lambda value: str(value)[:24])
+async def test_a_wrong_argument_of_connect_is_named(name: str, value: Any) -> None:
+    arguments: dict[str, Any] = {"host": "127.0.0.1", "port": 80, name: value}
+    with pytest.raises((ValueError, TypeError), match=name):
+        await tcp.connect(**arguments)
+
+
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "5", True])
+@pytest.mark.parametrize("name", ["keepalive", "user_timeout"])
+def test_a_wrong_option_is_named(name: str, value: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=name):
+        tcp.SocketOptions(**{name: value})
+
+
+async def test_a_server_takes_a_context_alone_for_a_new_certificate() -> None:
+    async with tcp.serve(echo, "127.0.0.1", 0) as server:
+        with pytest.raises(TypeError, match="ssl must be"):
+            server.ssl = "certificate.pem"  # type: ignore[assignment]
+        with pytest.raises(ValueError, match="ssl was not given"):
+            server.ssl = ssl.create_default_context()
+        with pytest.raises(ValueError, match="grace"):
+            await server.aclose(grace=-1)

@@ -1,0 +1,197 @@
+"""Peers that take too long, on real sockets; test_deadlines.py has what counts, with a clock of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from typing import Any
+
+import pytest
+
+from asyncnet import tcp
+from tests.tcp.clients import (
+    Reader,
+    Writer,
+    assert_silent,
+    client,
+    echo,
+    echo_lines,
+    ends,
+    exchange,
+    raw_client,
+    until,
+)
+
+SHORT = 0.03
+LONG = 60.0
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.DEBUG, "asyncnet.tcp")
+    return caplog
+
+
+@pytest.mark.parametrize(
+    ("timeout", "first"), [("first_byte", b""), ("idle", b""), ("idle", b"whole\n"), ("message", b"unfinished")]
+)
+async def test_a_silent_peer_loses_its_connection(timeout: str, first: bytes, log: pytest.LogCaptureFixture) -> None:
+    options: dict[str, Any] = {f"{timeout}_timeout": SHORT}
+    async with tcp.serve(echo_lines, "127.0.0.1", 0, **options) as server:
+        async with client(server) as (reader, writer):
+            writer.write(first)
+            if first.endswith(b"\n"):
+                assert await reader.readline() == first
+            assert await ends(reader)
+        await until(lambda: server.stats.active == 0)
+        assert getattr(server.stats, f"{timeout}_timeouts") == 1
+        assert server.stats.disconnected == 1
+    assert_silent(log)
+
+
+async def test_a_trickle_does_not_stretch_a_message() -> None:
+    async with tcp.serve(echo_lines, "127.0.0.1", 0, message_timeout=0.1, idle_timeout=LONG) as server:
+        async with client(server) as (reader, writer):
+            ended = asyncio.create_task(ends(reader))
+            while not ended.done():
+                writer.write(b"x")
+                await asyncio.sleep(0.005)
+            assert await ended
+        assert server.stats.message_timeouts == 1
+        assert server.stats.idle_timeouts == 0
+
+
+async def test_a_peer_that_answers_in_time_stays() -> None:
+    """Each message and each silence is shorter than allowed, all of them together are not."""
+    async with tcp.serve(echo_lines, "127.0.0.1", 0, first_byte_timeout=LONG, message_timeout=0.3) as server:
+        async with client(server) as (reader, writer):
+            loop = asyncio.get_running_loop()
+            begin = loop.time()
+            while loop.time() < begin + 0.5:
+                writer.write(b"half ")
+                await asyncio.sleep(0.01)
+                writer.write(b"line\n")
+                assert await reader.readline() == b"half line\n"
+        assert server.stats.message_timeouts == 0
+
+
+async def test_the_read_that_waits_raises_and_the_next_one_may_go_on() -> None:
+    async def patient(reader: Reader, writer: Writer) -> None:
+        with pytest.raises(TimeoutError, match=r"127\.0\.0\.1:\d+ was silent for 0\.03 seconds"):
+            await reader.readline()
+        writer.write(b"still there?\n")
+        writer.write(await reader.readline())
+
+    async with tcp.serve(patient, "127.0.0.1", 0, idle_timeout=SHORT) as server:
+        async with client(server) as (reader, writer):
+            writer.write(b"half ")
+            assert await reader.readline() == b"still there?\n"
+            writer.write(b"line\n")
+            assert await reader.readline() == b"half line\n"
+        await until(lambda: server.stats.completed == 1)
+
+
+async def test_a_handler_at_work_is_not_the_peers_fault() -> None:
+    async def work(reader: Reader, writer: Writer) -> None:
+        line = await reader.readline()
+        await asyncio.sleep(3 * SHORT)
+        writer.write(line)
+
+    options: dict[str, Any] = {"first_byte_timeout": SHORT, "message_timeout": SHORT, "idle_timeout": SHORT}
+    async with tcp.serve(work, "127.0.0.1", 0, **options) as server:
+        async with client(server) as stream:
+            assert await exchange(stream, b"request\n") == b"request\n"
+        await until(lambda: server.stats.completed == 1)
+
+
+async def test_a_peer_that_takes_nothing_is_cut_off(log: pytest.LogCaptureFixture) -> None:
+    seen: list[type[BaseException]] = []
+
+    async def flood(reader: Reader, writer: Writer) -> None:
+        try:
+            while True:
+                writer.write(bytes(65536))
+                await writer.drain()
+        except OSError as exc:
+            seen.append(type(exc))
+            raise
+
+    async with tcp.serve(flood, "127.0.0.1", 0, write_timeout=SHORT) as server:
+        with raw_client(server):
+            await until(lambda: server.stats.active == 0 and server.stats.accepted == 1)
+        assert server.stats.write_timeouts == server.stats.aborted == 1
+        assert seen == [TimeoutError]
+    assert_silent(log)
+
+
+async def test_a_slow_reader_is_not_cut_off_while_it_takes_some() -> None:
+    total = 3_000_000
+
+    async def send(reader: Reader, writer: Writer) -> None:
+        writer.write(bytes(total))
+        await writer.drain()
+
+    async with tcp.serve(send, "127.0.0.1", 0, write_timeout=0.4) as server:
+        reader, writer = await tcp.connect(*server.address, limit=4096)
+        got = 0
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        while got < total:
+            piece = len(await reader.read(65536))
+            got += piece
+            assert piece
+            if loop.time() < begin + 1:
+                await asyncio.sleep(0.02)
+        writer.close()
+        await until(lambda: server.stats.completed == 1)
+        assert server.stats.write_timeouts == 0
+
+
+async def test_a_connection_that_has_lasted_for_too_long_has_its_handler_cancelled(
+    log: pytest.LogCaptureFixture,
+) -> None:
+    async with tcp.serve(echo, "127.0.0.1", 0, lifetime_timeout=0.1) as server:
+        async with client(server) as stream:
+            try:
+                while True:
+                    assert await exchange(stream, b"busy") == b"busy"
+            except (asyncio.IncompleteReadError, ConnectionError):
+                pass
+        await until(lambda: server.stats.active == 0)
+        assert server.stats.lifetime_timeouts == server.stats.cancelled == 1
+    assert_silent(log)
+
+
+async def test_a_tls_handshake_that_hangs_ends(log: pytest.LogCaptureFixture) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    async with tcp.serve(echo, "127.0.0.1", 0, ssl=context, handshake_timeout=SHORT) as server:
+        async with client(server) as (reader, _):
+            assert await ends(reader)
+        await until(lambda: server.stats.handshakes_failed == 1)
+        assert server.stats.active == 0
+    assert_silent(log)
+
+
+async def test_thousands_of_deadlines_leave_nothing_behind() -> None:
+    options: dict[str, Any] = {
+        "first_byte_timeout": LONG,
+        "idle_timeout": LONG,
+        "lifetime_timeout": LONG,
+        "write_timeout": LONG,
+    }
+    async with tcp.serve(echo, "127.0.0.1", 0, **options) as server:
+        for _ in range(300):
+            with raw_client(server):
+                await asyncio.sleep(0)
+        await until(lambda: server.stats.accepted == 300 and server.stats.active == 0)
+
+
+async def test_a_client_that_reads_for_too_long() -> None:
+    async def be_silent(reader: Reader, writer: Writer) -> None:
+        await reader.read()
+
+    async with tcp.serve(be_silent, "127.0.0.1", 0) as server:
+        async with client(server, read_timeout=SHORT) as (reader, _):
+            with pytest.raises(TimeoutError, match=rf"127\.0\.0\.1:{server.address[1]} was silent for 0\.03 seconds"):
+                await reader.read(1)
