@@ -54,23 +54,32 @@ def announce(address: Address | tuple[Any, ...]) -> None:
 
 
 async def serve_until_signal(opening: Opening[ServerT]) -> ServerT:
-    """Open a server, announce it, and close it, draining, at the first SIGINT or SIGTERM; return it closed."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    """Open a server, announce it, and close it, draining, at the first SIGINT or SIGTERM; return it closed.
+
+    A second signal ends the drain.
+    """
+    told: asyncio.Queue[None] = asyncio.Queue()
     async with opening as server:
-        with _signals(loop, stop):
+        with _signals(lambda: told.put_nowait(None)):
             for address in getattr(server, "addresses", [server.address]):
                 announce(address)
-            await stop.wait()
+            await told.get()
+            closing = asyncio.create_task(server.aclose())
+            again = asyncio.create_task(told.get())
+            await asyncio.wait({closing, again}, return_when=asyncio.FIRST_COMPLETED)
+            again.cancel()
+            closing.cancel()  # a server that is cancelled while it closes ends at once
+            await asyncio.wait({closing, again})
     return server
 
 
 @contextmanager
-def _signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> Iterator[None]:
+def _signals(stop: Callable[[], object]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
     numbers = (signal.SIGINT, signal.SIGTERM)
     try:
         for number in numbers:
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, stop)
     except NotImplementedError:  # Windows: a signal interrupts the loop as KeyboardInterrupt
         yield
         return

@@ -86,7 +86,12 @@ class AsyncnetServer(Server):
 
     async def _main(self) -> None:
         await _stopped(self._wake)
-        await self._server.aclose()
+        closing = asyncio.create_task(self._server.aclose())
+        again = asyncio.create_task(_stopped(self._wake))
+        await asyncio.wait({closing, again}, return_when=asyncio.FIRST_COMPLETED)
+        self._server.hurry()
+        again.cancel()
+        await asyncio.wait({closing, again})
 
     @property
     def stats(self) -> Stats:

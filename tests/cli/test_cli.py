@@ -164,6 +164,31 @@ def test_broadcast_ask_and_answer() -> None:
 # TCP
 
 
+def test_a_second_signal_ends_the_grace_of_a_tcp_server() -> None:
+    with running("tcp", "echo", "--bind", "127.0.0.1:0") as (server, port):
+        with socket.create_connection(("127.0.0.1", port), 10) as sock:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+            server.send_signal(signal.SIGTERM)
+            wait_until_refused(port)
+            sock.sendall(b"y")  # whoever is there is still served
+            assert sock.recv(1) == b"y"
+            server.send_signal(signal.SIGTERM)
+            sock.settimeout(4)  # the grace is five seconds
+            assert sock.recv(1) == b""
+            assert server.wait(15) == 0
+
+
+def wait_until_refused(port: int) -> None:
+    give_up = time.monotonic() + 10
+    while time.monotonic() < give_up:
+        try:
+            socket.create_connection(("127.0.0.1", port), 10).close()
+        except ConnectionRefusedError:
+            return
+    raise AssertionError("the server still accepts")
+
+
 @pytest.mark.parametrize("engine", AVAILABLE)
 def test_tcp_echo_on_every_engine(engine: str) -> None:
     with running("tcp", "echo", "--bind", "127.0.0.1:0", "--engine", engine) as (_, port):

@@ -201,3 +201,15 @@ def test_what_is_wrong_is_one_line_with_the_way_out(root: Path, arguments: list[
     got, said = fails(root, "--bind", "127.0.0.1:0", *arguments)
     assert got == status
     assert text in said.splitlines()[-1]
+
+
+def test_a_second_signal_ends_the_grace(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    with serving(tmp_path, "--bind", "127.0.0.1:0") as served:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(10)
+            sock.sendto(b"\0\1file\0octet\0", ("127.0.0.1", served.ports[0]))
+            assert sock.recv(1000)[:4] == b"\0\3\0\1"  # a transfer runs, and nobody acknowledges
+            served.process.send_signal(signal.SIGTERM)
+            served.process.send_signal(signal.SIGINT)
+            assert served.process.wait(4) == 0  # the grace is five seconds
