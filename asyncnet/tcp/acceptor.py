@@ -29,7 +29,7 @@ __all__ = ["ACCEPTS_PER_TURN", "Acceptor", "listening_on"]
 
 logger = logging.getLogger("asyncnet.tcp")
 
-ACCEPTS_PER_TURN: Final = 64
+ACCEPTS_PER_TURN: Final = 16
 """Connections accepted from one listener before the event loop turns to others."""
 BACK_OFF: Final = (0.05, 1.0)
 """The first and the longest pause, in seconds, while the system lacks descriptors or memory; it doubles."""
@@ -102,12 +102,14 @@ class Acceptor:
             except (BlockingIOError, InterruptedError):
                 return
             except OSError as exc:
+                shed = self._shed(listener) if exc.errno in _NO_DESCRIPTOR else 0
+                if shed is None:
+                    return
                 self._stats.accept_errors += 1
-                if exc.errno in PEER_ERRORS:
-                    continue
-                self._warn(exc)
-                if exc.errno not in _NO_DESCRIPTOR or not self._shed(listener):
-                    self._back_off()
+                if exc.errno not in PEER_ERRORS:
+                    self._warn(exc)
+                    if not shed:
+                        self._back_off()
                 continue
             self._pause_length = 0.0
             sock.setblocking(False)
@@ -125,23 +127,27 @@ class Acceptor:
             )
         self._exhausted_at = now
 
-    def _shed(self, listener: socket.socket) -> bool:
-        """Close a connection that waits, by the descriptor in reserve; False when that did not help."""
+    def _shed(self, listener: socket.socket) -> int | None:
+        """Close a connection that waits, by the descriptor in reserve; return how many, None when nobody waits.
+
+        Linux looks for a free descriptor before it looks whether somebody waits.
+        """
         if self._spare is None:
             self._spare = _open_spare()
             if self._spare is None:
-                return False
+                return 0
         os.close(self._spare)
         self._spare = None
         try:
             sock, _ = listener.accept()
+        except BlockingIOError:
+            return None
         except OSError:
-            self._stats.accept_errors += 1
-            return False
+            return 0
         else:
             sock.close()
             self._stats.shed += 1
-            return True
+            return 1
         finally:
             self._spare = _open_spare()
 

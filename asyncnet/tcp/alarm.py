@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import islice
 from typing import Final, Protocol
 
 from asyncnet.perloop import PerLoop
@@ -11,6 +12,9 @@ from asyncnet.tcp.deadlines import Deadline, DeadlineQueue, Timeouts, Watch
 from asyncnet.tcp.transport import SocketTransport
 
 __all__ = ["PeerClock"]
+
+_PER_TURN: Final = 4
+"""Peers that are told that they took too long before the event loop turns to others."""
 
 
 class _Alarm:
@@ -37,7 +41,7 @@ class _Alarm:
         self._timer = None
         now = self._loop.time()
         try:
-            for watch, deadline in self._queue.expired(now):
+            for watch, deadline in islice(self._queue.expired(now), _PER_TURN):
                 if watch.on_missed is not None:
                     watch.on_missed(deadline, now)
         finally:

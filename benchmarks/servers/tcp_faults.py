@@ -21,7 +21,7 @@ from typing import Any, Final
 
 HOST: Final = "127.0.0.1"
 BACKLOG: Final = 1024
-PIECE: Final = bytes(65536)
+PIECE: Final = bytes(65535)
 PIECES: Final = 16384
 
 
@@ -50,7 +50,7 @@ class Service:
     async def flood(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(1)
         for number in range(PIECES):
-            writer.write(PIECE)
+            writer.write(PIECE + b"x")  # a new one each time
             if number % 64 == 0:
                 await asyncio.sleep(0)
         writer.close()
