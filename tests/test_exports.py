@@ -15,8 +15,9 @@ PUBLIC = {
     "asyncnet.addresses": "Address IPNetwork Interface InterfaceAddress PortClass broadcast_address client_of explain"
     " format_address in_networks interfaces parse_address parse_network port_class same_subnet",
     "asyncnet.broadcast": "AnswerHandler Answerer AnswererStats Reply answer ask",
-    "asyncnet.compat": "ENGINES Engine Handler Kernel Reader Server Stats Writer create_server open_streams"
-    " run_blocking serve sleep wait_readable wait_writable",
+    "asyncnet.compat": "DatagramHandler ENGINES Endpoint Engine Handler Kernel Reader Server Spawned Stats Writer"
+    " create_datagram_server create_server find_engine open_endpoint open_streams run run_blocking serve serve_datagram"
+    " sleep spawn timeout wait_readable wait_writable",
     "asyncnet.errors": "AddressError AsyncnetError ClosedError EngineError ForeignAwaitError LocalError"
     " MissingExtraError PacketError RemoteError TftpError",
     "asyncnet.lab": "Comparison Measure Run Settings Summary compare format_table",

@@ -49,10 +49,14 @@ asyncnet.tftp
 asyncnet.broadcast.service
 asyncnet.broadcast
 asyncnet.compat.traps
-asyncnet.compat.streams
-asyncnet.compat.serving
-asyncnet.compat.kernel asyncnet.compat.blocking
+asyncnet.compat.tasks
+asyncnet.compat.streams asyncnet.compat.descriptors
+asyncnet.compat.serving asyncnet.compat.blocking
+asyncnet.compat.kernel
+asyncnet.compat.connections asyncnet.compat.datagrams
+asyncnet.compat.readiness asyncnet.compat.threads asyncnet.compat.processes asyncnet.compat.greenlets
 asyncnet.compat.native
+asyncnet.compat.running
 asyncnet.compat.engines
 asyncnet.compat
 asyncnet.lab.load asyncnet.lab.native

@@ -1,32 +1,24 @@
-"""Engines whose sockets block: what a handler waits for, it waits for inside the call, so it runs as plain code does.
+"""Running a coroutine where waiting means blocking: what a handler waits for, it waits for inside the call.
 
-`run_blocking` drives one coroutine to its end. A thread, a process or a greenlet around it makes an engine.
+`BlockingDriver` drives one coroutine to its end. A thread, a process or a greenlet around it makes an engine.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import selectors
 import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from functools import partial
+from math import inf
 from selectors import EVENT_READ
 from typing import Any, Final, TypeVar
 
-from asyncnet.addresses import Address
-from asyncnet.compat.serving import CANCEL_WAIT, Handler, Server, accept, converse
-from asyncnet.compat.traps import SLEEP, HasFileno, Trap, foreign, without_asyncio
-from asyncnet.errors import MissingExtraError
+from asyncnet.compat.tasks import Scope, Spawned, earliest
+from asyncnet.compat.traps import JOIN, SLEEP, HasFileno, Trap, foreign, without_asyncio
 
-__all__ = ["MAX_THREADS", "GeventServer", "ThreadServer", "pause", "run_blocking", "wait_ready"]
-
-logger = logging.getLogger("asyncnet.compat")
-
-MAX_THREADS: Final = 4096
-"""Connections at a time; each costs a thread. More wait in the kernel's backlog."""
+__all__ = ["LONGEST", "BlockingDriver", "ThreadDriver", "ThreadTask", "run_blocking", "wait_ready"]
 
 LONGEST: Final = 86400.0
 """Seconds that a selector is asked to wait at most; some take no more than 24 days."""
@@ -37,7 +29,7 @@ _Selector: Final = getattr(selectors, "PollSelector", selectors.SelectSelector)
 T = TypeVar("T")
 
 
-def wait_ready(sock: HasFileno, kind: int, timeout: float | None = None, *, alarm: socket.socket | None = None) -> None:
+def wait_ready(sock: HasFileno, kind: int, timeout: float | None = None, *, alarm: HasFileno | None = None) -> None:
     """Wait in this thread until `sock` is ready.
 
     Args:
@@ -54,29 +46,120 @@ def wait_ready(sock: HasFileno, kind: int, timeout: float | None = None, *, alar
         selector.register(sock, kind)
         if alarm is not None:
             selector.register(alarm, EVENT_READ)
-        ready = [key.fileobj for key, _ in selector.select(timeout)]
+        ready = [key.fileobj for key, _ in selector.select(timeout if timeout is None else min(timeout, LONGEST))]
     if alarm in ready:
         raise asyncio.CancelledError
     if not ready:
         raise TimeoutError("timed out")
 
 
-def pause(seconds: float, *, alarm: socket.socket) -> None:
-    """Sleep in this thread, at most until `alarm` becomes readable.
+class BlockingDriver:
+    """Runs one coroutine of traps to its end in this thread; what it waits for, the thread waits for."""
 
-    Raises:
-        asyncio.CancelledError: the alarm went off.
-    """
-    if seconds <= 0:
-        time.sleep(0)
-    while seconds > 0:
-        part = min(seconds, LONGEST)
-        seconds -= part
+    blocking = True
+
+    def __init__(self) -> None:
+        self.scopes: list[Scope] = []
+        """The open timeouts of the coroutine."""
+
+    def run(self, coro: Coroutine[Any, Any, T]) -> T:
+        """Run `coro`, and return its result.
+
+        Raises:
+            BaseException: whatever the coroutine raises.
+            RuntimeError: an event loop runs in this thread.
+        """
         try:
-            wait_ready(alarm, EVENT_READ, part)
-        except TimeoutError:
-            continue
-        raise asyncio.CancelledError
+            with without_asyncio(self):
+                return self.drive(coro)
+        finally:
+            coro.close()  # for the case that it never began
+
+    def drive(self, coro: Coroutine[Any, Any, T]) -> T:
+        """Do what `run` does, where that this driver runs is known already."""
+        outcome: BaseException | None = None
+        while True:
+            try:
+                request = coro.send(outcome)
+                while type(request) is not Trap:
+                    request = coro.throw(foreign(request))
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            outcome = None
+            try:
+                self._meet(request)
+            except BaseException as exc:
+                outcome = exc
+
+    def _meet(self, request: Trap) -> None:
+        """Wait for what is asked, or until a timeout has passed."""
+        timeout, due = request.timeout, earliest(self.scopes) if self.scopes else None
+        if due is not None:
+            left = max(0.0, due.deadline - time.monotonic())
+            if timeout is None or left <= timeout:
+                timeout = left
+            else:
+                due = None
+        if request.kind == SLEEP:
+            self.sleep(inf if timeout is None else timeout)
+        elif request.kind == JOIN:
+            self.join(request.source, timeout)
+            if request.source.finished:
+                return
+        else:
+            try:
+                self.wait(request.source, request.kind, timeout)
+                return
+            except TimeoutError:
+                if due is None:
+                    raise
+        if due is not None:
+            raise due.expire()
+
+    # What the engines do each in their way.
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for some seconds."""
+        while seconds > LONGEST:
+            time.sleep(LONGEST)
+            seconds -= LONGEST
+        time.sleep(seconds)
+
+    def wait(self, sock: HasFileno, kind: int, timeout: float | None) -> None:
+        """Wait for a socket that does not block, as `wait_ready` does."""
+        wait_ready(sock, kind, timeout)
+
+    def join(self, task: Any, timeout: float | None) -> None:
+        """Wait until a task of `spawn` has ended, or the timeout has passed."""
+        task.join(timeout)
+
+    def spawn(self, coro: Coroutine[Any, Any, Any]) -> Spawned:
+        """Run a coroutine in a thread of its own."""
+        return ThreadTask(coro, ThreadDriver()).start()
+
+    def adopt(self, sock: Any) -> Any:
+        """Make a socket one that blocks, and return it."""
+        sock.settimeout(None)
+        return sock
+
+    def forget(self, sock: Any) -> None:
+        """Nothing refers to a socket that is about to be closed."""
+
+    def check(self) -> None:
+        """Nobody cancels."""
+
+
+class _Hooked(BlockingDriver):
+    def __init__(self, sleep: Callable[[float], object], wait: Callable[[HasFileno, int, float | None], object]):
+        super().__init__()
+        self._sleep, self._wait = sleep, wait
+
+    def sleep(self, seconds: float) -> None:
+        self._sleep(seconds)
+
+    def wait(self, sock: HasFileno, kind: int, timeout: float | None) -> None:
+        self._wait(sock, kind, timeout)
 
 
 def run_blocking(
@@ -94,140 +177,100 @@ def run_blocking(
 
     Raises:
         BaseException: whatever the coroutine raises.
+        RuntimeError: an event loop runs in this thread.
     """
-    outcome: BaseException | None = None
-    while True:
-        try:
-            request = coro.send(outcome)
-            while type(request) is not Trap:
-                request = coro.throw(foreign(request))
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-        outcome = None
-        try:
-            if request.kind == SLEEP:
-                sleep(request.timeout or 0)
-            else:
-                wait(request.source, request.kind, request.timeout)
-        except BaseException as exc:
-            outcome = exc
+    return _Hooked(sleep, wait).run(coro)
 
 
-class ThreadServer(Server):
-    """A thread per connection.
+class ThreadDriver(BlockingDriver):
+    """Drives a coroutine whose waits another thread may end."""
 
-    A thread cannot be interrupted. When the grace is over, its connection is shut down, so that a read ends and a
-    write fails, and its waits of `asyncnet.compat` raise `asyncio.CancelledError`.
-    """
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = threading.Event()
+        self._lock = threading.Lock()
+        self._bell: socket.socket | None = None  # there while the thread waits for a socket
 
-    def __init__(self, handler: Handler, address: Address, *, backlog: int, grace: float) -> None:
-        super().__init__(handler, address, backlog=backlog, grace=grace)
-        self._threads: dict[threading.Thread, socket.socket] = {}
+    def cancel(self) -> None:
+        """Raise `asyncio.CancelledError` in the next wait, or the present one; a call that blocks goes on."""
+        with self._lock:
+            self._told.set()
+            if self._bell is not None:
+                self._bell.send(b"\0")
 
-    def _serve(self) -> None:
-        # Never read, the byte in this alarm wakes every thread that watches it, now or later.
+    def sleep(self, seconds: float) -> None:
+        """Wait for some seconds, or until cancelled."""
+        if seconds <= 0:
+            time.sleep(0)
+        while not self._told.wait(max(0.0, min(seconds, LONGEST))):
+            seconds -= LONGEST
+            if seconds <= 0:
+                return
+        self.check()
+
+    def wait(self, sock: HasFileno, kind: int, timeout: float | None) -> None:
+        """Wait for a socket, as `wait_ready` does, or until cancelled."""
         alarm, bell = socket.socketpair()
-        with alarm, bell, without_asyncio():
-            acceptor = accept(
-                self._listener,
-                partial(self._admit, alarm=alarm),
-                self._stats,
-                full=lambda: len(self._threads) >= MAX_THREADS,
-            )
+        with alarm, bell:
+            with self._lock:
+                self._bell = bell
             try:
-                run_blocking(acceptor, self._until_stopped(pause), self._until_stopped(wait_ready))
+                self.check()
+                wait_ready(sock, kind, timeout, alarm=alarm)
             except asyncio.CancelledError:
-                pass
-            self._join(self._grace)
-            bell.send(b"\0")
-            for sock in list(self._threads.values()):
-                try:
-                    sock.shutdown(socket.SHUT_RDWR)
-                except OSError:  # its thread has closed it
-                    pass
-            self._join(CANCEL_WAIT)
-            if self._threads:
-                logger.error("%d handlers did not end; their threads end with the process", len(self._threads))
+                self._told.clear()
+                raise
+            finally:
+                with self._lock:
+                    self._bell = None
 
-    def _until_stopped(self, wait: Callable[..., None]) -> Callable[..., None]:
-        def waits(*args: Any) -> None:
-            try:
-                wait(*args, alarm=self._wake)
-            except asyncio.CancelledError:
-                if self._told_to_stop():
-                    raise
+    def check(self) -> None:
+        """Raise `asyncio.CancelledError` if told so, once."""
+        if self._told.is_set():
+            self._told.clear()
+            raise asyncio.CancelledError
 
-        return waits
 
-    def _admit(self, sock: socket.socket, peer: Any, alarm: socket.socket) -> None:
-        sock.settimeout(None)
-        thread = threading.Thread(target=self._converse, args=(sock, peer, alarm), daemon=True)
-        self._threads[thread] = sock
+class ThreadTask(Spawned):
+    """A coroutine in a thread of its own.
+
+    Args:
+        coro: what to run.
+        driver: what runs it.
+    """
+
+    def __init__(self, coro: Coroutine[Any, Any, Any], driver: ThreadDriver) -> None:
+        self._coro = coro
+        self._driver = driver
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self.run, daemon=True)
+
+    def start(self) -> ThreadTask:
+        """Start the thread.
+
+        Raises:
+            RuntimeError: the system has no room for one more.
+        """
         try:
-            thread.start()
+            self._thread.start()
         except BaseException:
-            del self._threads[thread]
+            self._coro.close()
             raise
+        return self
 
-    def _converse(self, sock: socket.socket, peer: Any, alarm: socket.socket) -> None:
+    def run(self) -> None:
+        """Run the coroutine in the thread that calls."""
         try:
-            with without_asyncio():
-                run_blocking(
-                    converse(self._handler, sock, peer, self._stats),
-                    partial(pause, alarm=alarm),
-                    partial(wait_ready, alarm=alarm),
-                )
-        except asyncio.CancelledError:
-            pass
+            self.finish(self._driver.run(self._coro))
+        except BaseException as exc:
+            self.finish(error=exc)
         finally:
-            del self._threads[threading.current_thread()]
+            self._ended.set()
 
-    def _join(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        for thread in list(self._threads):
-            thread.join(max(0, deadline - time.monotonic()))
+    def cancel(self) -> None:
+        """Raise `asyncio.CancelledError` in its next wait; see `ThreadDriver.cancel`."""
+        self._driver.cancel()
 
-
-class GeventServer(Server):
-    """A greenlet per connection, on gevent's own sockets; nothing is monkey-patched."""
-
-    def __init__(self, handler: Handler, address: Address, *, backlog: int, grace: float) -> None:
-        try:
-            import gevent.socket  # noqa: F401  # before the listener opens
-        except ImportError as exc:
-            raise MissingExtraError("The gevent engine", "compat") from exc
-        super().__init__(handler, address, backlog=backlog, grace=grace)
-
-    def _serve(self) -> None:
-        import gevent
-        import gevent.socket
-
-        greenlets: set[Any] = set()
-
-        def wait(sock: HasFileno, kind: int, timeout: float | None = None) -> None:
-            ready = gevent.socket.wait_read if kind == EVENT_READ else gevent.socket.wait_write
-            ready(sock.fileno(), timeout=timeout, timeout_exc=TimeoutError("timed out"))
-
-        def drive(coro: Coroutine[Any, Any, None]) -> None:
-            try:
-                run_blocking(coro, gevent.sleep, wait)
-            except asyncio.CancelledError:
-                pass
-
-        def admit(sock: socket.socket, peer: Any) -> None:
-            own = gevent.socket.socket(sock.family, sock.type, sock.proto, fileno=sock.detach())
-            greenlet = gevent.spawn(drive, converse(self._handler, own, peer, self._stats))
-            greenlets.add(greenlet)
-            greenlet.link(greenlets.discard)
-
-        with without_asyncio():
-            acceptor = gevent.spawn(drive, accept(self._listener, admit, self._stats))
-            while not self._told_to_stop():
-                wait(self._wake, EVENT_READ)
-            gevent.sleep(0)  # a greenlet that is killed before it begins never cleans up
-            acceptor.kill(asyncio.CancelledError)
-            gevent.joinall(list(greenlets), timeout=self._grace)
-            gevent.killall(list(greenlets), asyncio.CancelledError, timeout=CANCEL_WAIT)
-            if greenlets:
-                logger.error("%d handlers did not end; they end with the process", len(greenlets))
+    def join(self, timeout: float | None = None) -> None:
+        """Wait in this thread until it has ended, or so many seconds have passed."""
+        self._ended.wait(timeout)

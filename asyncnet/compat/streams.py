@@ -15,8 +15,10 @@ import asyncio
 import socket
 from collections.abc import Callable, Coroutine, Iterable
 from selectors import EVENT_READ, EVENT_WRITE
+from time import monotonic
 from typing import Any, Final, Protocol, Self
 
+from asyncnet.compat.tasks import bounded, check_cancelled, open_scopes
 from asyncnet.compat.traps import YIELD, Trap, trap
 
 __all__ = ["FLUSH_STALL", "LIMIT", "Reader", "SocketLike", "Writer", "open_streams"]
@@ -47,7 +49,12 @@ class SocketLike(Protocol):
 
 
 def open_streams(
-    sock: SocketLike, peer: Any = None, *, limit: int = LIMIT, closing: Callable[[Any], object] | None = None
+    sock: SocketLike,
+    peer: Any = None,
+    *,
+    limit: int = LIMIT,
+    closing: Callable[[Any], object] | None = None,
+    drains: bool = False,
 ) -> tuple[Reader, Writer]:
     """Return the reader and the writer of a connected socket, which they own from now on.
 
@@ -56,9 +63,11 @@ def open_streams(
         peer: its other end, as accept() tells it.
         limit: the longest line in bytes, without its end.
         closing: called with the socket right before it is closed.
+        drains: read until the socket has nothing left, before waiting for more. Otherwise a read after a short one
+            waits at once, which saves a call.
     """
     writer = Writer(sock, peer, closing)
-    return Reader(sock, writer, limit), writer
+    return Reader(sock, writer, limit, drains=drains), writer
 
 
 class Writer:
@@ -74,6 +83,7 @@ class Writer:
     def __init__(self, sock: SocketLike, peer: Any, closing: Callable[[Any], object] | None) -> None:
         self._sock = sock
         self._send = sock.send
+        self._blocking = sock.gettimeout() != 0
         self._peer = peer
         self._before_close = closing
         self.pending = bytearray()
@@ -82,7 +92,7 @@ class Writer:
         self._closing = False
         self._closed = False
         self._turns = 0
-        self._writable = Trap(EVENT_WRITE, sock)
+        self._writable = Trap(EVENT_WRITE, sock, drained=True)
 
     def write(self, data: Buffer) -> None:
         """Send `data`, or as much of it as the socket takes now; the rest is kept until `drain` or a read.
@@ -98,7 +108,8 @@ class Writer:
         if not data or self._closing:
             return
         sent = 0
-        if not self.pending:
+        # Within a timeout, a socket that blocks is left to what is awaited.
+        if not self.pending and not (self._blocking and open_scopes()):
             try:
                 sent = self._send(data)
             except BlockingIOError:
@@ -124,23 +135,30 @@ class Writer:
         if self._closed:
             raise ConnectionResetError("Connection lost")
         if self.pending:
-            await self._flush(self._writable)
+            await self._flush()
         self._turns += 1
         if self._turns > TURNS:
             self._turns = 0
             await trap(YIELD)
 
-    async def _flush(self, writable: Trap) -> None:
+    async def _flush(self, stall: float | None = None) -> None:
+        """Send what is pending; `TimeoutError` when the peer takes nothing for `stall` seconds."""
+        given_up = None if stall is None else monotonic() + stall
         while self.pending:
             try:
-                sent = self._send(self.pending)
+                sent = bounded(self._sock, self._send, self.pending) if self._blocking else self._send(self.pending)
             except BlockingIOError:
                 self._turns = 0
-                await trap(writable)
+                if given_up is None:
+                    await trap(self._writable)
+                else:
+                    await trap(Trap(EVENT_WRITE, self._sock, max(0.0, given_up - monotonic()), drained=True))
                 continue
             except OSError as exc:
                 raise self.fail(exc) from None
             del self.pending[:sent]
+            if stall is not None:
+                given_up = monotonic() + stall
         if self._closing:
             self._close()
         elif self._eof:
@@ -177,10 +195,10 @@ class Writer:
             OSError: the connection was lost, or the peer took nothing for 10 seconds (`TimeoutError`).
         """
         if self._closing and self.pending:
-            if self._sock.gettimeout() != 0:
+            if self._blocking:
                 self._sock.settimeout(FLUSH_STALL)
             try:
-                await self._flush(Trap(EVENT_WRITE, self._sock, FLUSH_STALL))
+                await self._flush(FLUSH_STALL)
             except TimeoutError as exc:
                 raise self.fail(exc) from None
         if self.error is not None:
@@ -231,18 +249,20 @@ class Reader:
     A read sends first what the writer still holds, so that two sides that wait for each other's bytes get on.
     """
 
-    def __init__(self, sock: SocketLike, writer: Writer, limit: int = LIMIT) -> None:
+    def __init__(self, sock: SocketLike, writer: Writer, limit: int = LIMIT, *, drains: bool = False) -> None:
         if limit <= 0:
             raise ValueError("Limit cannot be <= 0")
+        self._sock = sock
         self._recv = sock.recv
         self._writer = writer
         self._limit = limit
         self._buffer = bytearray()
         self._eof = False
         self._blocking = sock.gettimeout() != 0
+        self._trusts_short_reads = not self._blocking and not drains
         self._exhausted = False  # the last recv took all that had arrived
         self._turns = 0
-        self._readable = Trap(EVENT_READ, sock)
+        self._readable = Trap(EVENT_READ, sock, drained=True)
 
     async def _receive(self, size: int) -> bytes:
         """Return what has arrived, waiting for the first byte; nothing at the end of the stream."""
@@ -260,19 +280,23 @@ class Reader:
             await self._take_turns()
         while True:
             try:
-                data = self._recv(size)
+                data = bounded(self._sock, self._recv, size) if self._blocking else self._recv(size)
                 break
             except BlockingIOError:
                 self._turns = 0
                 await trap(self._readable)
             except OSError as exc:
+                if self._blocking and isinstance(exc, TimeoutError) and exc.errno is None:
+                    continue  # the timeout of another task that uses this socket
                 if not writer.is_closing():
                     raise writer.fail(exc) from None
                 data = b""  # closed on this side
                 break
         if not data:
             self._eof = True
-        self._exhausted = len(data) < size and not self._blocking
+            if self._blocking:
+                check_cancelled()  # perhaps it was the server that ended the connection
+        self._exhausted = self._trusts_short_reads and len(data) < size
         return data
 
     async def _take_turns(self) -> None:

@@ -2,11 +2,12 @@
 
 A coroutine does nothing by itself: somebody calls ``send``, and it runs until something inside says ``yield``. Here
 only one function does, `trap`, and what it yields is a `Trap`: "this socket, readable", "this socket, writable", "so
-many seconds". The kernel answers a trap by watching a descriptor, a thread by blocking. So one handler runs on every
-engine, and an engine is nothing but a way to answer three kinds of traps.
+many seconds", "until that task has ended". The kernel answers a trap by watching a descriptor, a thread by blocking. So
+one handler runs on every engine, and an engine is nothing but a way to answer four kinds of traps.
 
-An engine without an event loop puts `NO_LOOP` where asyncio looks for the running one. A handler that awaits
-``asyncio.sleep`` there by mistake is told so at that line, not by an error about a loop that nobody mentioned.
+An engine without an event loop puts a stand-in where asyncio looks for the running one. It names the driver, so that
+`sleep`, `timeout` and `spawn` know where they are; and a handler that awaits ``asyncio.sleep`` there by mistake is told
+so at that line, not by an error about a loop that nobody mentioned.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from asyncio import events
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Protocol
 
 import attrs
 
@@ -26,11 +27,13 @@ from asyncnet.errors import ForeignAwaitError
 
 __all__ = [
     "ASYNCIO_ENGINES",
-    "NO_LOOP",
+    "JOIN",
     "SLEEP",
+    "TRAP_ENGINES",
     "YIELD",
     "HasFileno",
     "Trap",
+    "current_driver",
     "foreign",
     "sleep",
     "trap",
@@ -40,10 +43,16 @@ __all__ = [
 ]
 
 SLEEP: Final = 0
-"""The kind of a trap that waits for time alone; the others are ``selectors.EVENT_READ`` and ``EVENT_WRITE``."""
+"""The kind of a trap that waits for time alone; those of sockets are ``selectors.EVENT_READ`` and ``EVENT_WRITE``."""
+JOIN: Final = 4
+"""The kind of a trap that waits until a task has ended."""
 
 ASYNCIO_ENGINES: Final = ("asyncio", "uvloop", "asyncnet")
 """The engines that run on an event loop of asyncio."""
+TRAP_ENGINES: Final = (
+    "polling", "select", "poll", "epoll", "epoll-et", "thread", "thread-pool", "process", "prefork", "gevent",
+)  # fmt: skip
+"""The engines that run on traps."""
 
 
 class HasFileno(Protocol):
@@ -57,11 +66,13 @@ class Trap:
     """What a coroutine waits for. It may be made once and used for every wait of its kind."""
 
     kind: int
-    """``EVENT_READ``, ``EVENT_WRITE`` or `SLEEP`."""
+    """``EVENT_READ``, ``EVENT_WRITE``, `SLEEP` or `JOIN`."""
     source: Any
-    """The socket; None for `SLEEP`."""
+    """The socket, or the task; None for `SLEEP`."""
     timeout: float | None = None
     """Seconds: how long to sleep, or how long to wait for the socket until `TimeoutError` is raised; None for ever."""
+    drained: bool = False
+    """The socket has just said that it would block, so it is enough to hear of what changes from now on."""
 
 
 YIELD: Final = Trap(SLEEP, None, 0)
@@ -82,6 +93,9 @@ def trap(request: Trap) -> Generator[Trap, BaseException | None, None]:
 async def wait_readable(sock: HasFileno) -> None:
     """Wait until `sock` is readable, has ended, or has failed; on any engine, for any socket of your own.
 
+    As with every socket that does not block, a read may still find nothing: then wait again. On the engine ``polling``
+    it often does, since there nobody asks the system.
+
     Raises:
         OSError: `sock` is closed.
         RuntimeError: another task of the kernel waits for the same.
@@ -96,19 +110,19 @@ async def wait_writable(sock: HasFileno) -> None:
 
 async def sleep(seconds: float) -> None:
     """Wait for `seconds` on any engine; 0 lets others run."""
-    if _running_loop() is None:
-        await trap(Trap(SLEEP, None, seconds) if seconds > 0 else YIELD)
-    else:
+    if current_driver() is None:
         await asyncio.sleep(seconds)
+    else:
+        await trap(Trap(SLEEP, None, seconds) if seconds > 0 else YIELD)
 
 
 async def _wait(kind: int, sock: HasFileno) -> None:
     if sock.fileno() < 0:
         raise OSError("cannot wait for a closed socket")
-    loop = _running_loop()
-    if loop is None:
+    if current_driver() is not None:
         await trap(Trap(kind, sock))
         return
+    loop = asyncio.get_running_loop()
     read = kind == EVENT_READ
     met = loop.create_future()
     (loop.add_reader if read else loop.add_writer)(sock.fileno(), _resolve, met)
@@ -121,14 +135,6 @@ async def _wait(kind: int, sock: HasFileno) -> None:
 def _resolve(met: asyncio.Future[None]) -> None:
     if not met.done():
         met.set_result(None)
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-    return None if loop is NO_LOOP else loop
 
 
 def foreign(awaited: object) -> ForeignAwaitError:
@@ -149,6 +155,9 @@ def _foreign(what: str) -> ForeignAwaitError:
 class _NoLoop:
     """Stands where asyncio looks for its loop, and refuses every use with an error that names who asked."""
 
+    def __init__(self, driver: object) -> None:
+        self.compat_driver = driver
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked by introspection, not by somebody who wants a loop
             raise AttributeError(name)
@@ -161,21 +170,30 @@ class _NoLoop:
         raise _foreign(asked)
 
 
-NO_LOOP: Final = cast(asyncio.AbstractEventLoop, _NoLoop())
+def current_driver() -> Any:
+    """Return what runs the calling coroutine, a `Driver`; None on an event loop of asyncio.
+
+    Raises:
+        RuntimeError: nothing does.
+    """
+    loop: Any = asyncio.get_running_loop()
+    return loop.compat_driver if type(loop) is _NoLoop else None
 
 
 @contextmanager
-def without_asyncio() -> Iterator[None]:
-    """Let nothing in this thread take what runs here for asyncio, until the block ends.
+def without_asyncio(driver: object) -> Iterator[None]:
+    """Let `driver` run what runs in this thread, and nothing take it for asyncio, until the block ends.
 
     Raises:
         RuntimeError: an event loop runs in this thread; whatever blocks here would stop it.
     """
-    if _running_loop() is not None:
+    before: Any = events._get_running_loop()
+    if before is not None and not isinstance(before, _NoLoop):
         raise RuntimeError("this blocks, and an event loop runs in this thread: call it in a thread of its own")
-    before = events._get_running_loop()
-    events._set_running_loop(NO_LOOP)
+    stand_in: Any = _NoLoop(driver)
+    events._set_running_loop(stand_in)
     try:
         yield
     finally:
-        events._set_running_loop(before)
+        stand_in = before
+        events._set_running_loop(stand_in)

@@ -98,7 +98,7 @@ def test_errors_that_a_user_can_mend_are_one_line_and_exit_with_1(tmp_path: Path
                 (["tftp", "get", "tftp://127.0.0.1:1/x", "--block-size", "3"], "block_size"),
                 (["udp", "send", "no-such-host.invalid:1", "x"], "does not resolve"),
                 (["tcp", "connect", "127.0.0.1:1"], "127.0.0.1:1"),
-                (["compare", "--engines", "epoll,steam"], "'steam'; the engines are epoll,"),
+                (["compare", "--engines", "epoll,steam"], "'steam'; the engines are polling,"),
                 (["compare", "--json", tmp_path / "no" / "file"], "No such file"),
             ]
             for arguments, text in cases:

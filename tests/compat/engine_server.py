@@ -1,7 +1,8 @@
-"""A server in a process of its own: ``engine_server.py ENGINE [--grace S] [--nofile N] [--serve]``.
+"""A server in a process of its own: ``engine_server.py ENGINE [--grace S] [--nofile N] [--serve] [--datagram]``.
 
-The first line of a connection names one of the handlers below. On standard output it prints the port, then what
-handlers report, and at the end the counters as JSON.
+The first line of a connection names one of the handlers below, with ``--datagram`` the first word of a datagram. On
+standard output it prints the port, then what handlers report, on SIGUSR2 a line with the counters, and at the end the
+counters as JSON.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import os
 import signal
 import socket
+from typing import Any
 
 import attrs
 
@@ -130,6 +132,96 @@ async def upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
         writer.write(ours.recv(100))
 
 
+async def patient(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Wait too long, and then long enough."""
+    try:
+        async with compat.timeout(0.02):
+            await reader.readline()
+    except TimeoutError:
+        writer.write(b"timed out\n")
+    said = []
+    try:
+        async with compat.timeout(60):
+            try:
+                async with compat.timeout(0.01):
+                    await compat.sleep(60)
+            except TimeoutError:
+                said.append(b"inner\n")
+            line = await reader.readline()
+        async with compat.timeout(0.01):
+            async with compat.timeout(60):
+                try:
+                    await compat.sleep(60)
+                except OSError:
+                    said.append(b"a timeout is no OSError within its block\n")
+    except TimeoutError:
+        said.append(b"outer\n")
+    async with compat.timeout(None), compat.timeout(60):
+        said.append(b"quick\n")
+    writer.writelines([*said, b"got %r\n" % line])
+
+
+async def impatient(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        async with compat.timeout(0.05):
+            while True:
+                writer.write(b"x" * 65536)
+                await writer.drain()
+    except TimeoutError:
+        report("the write timed out")
+
+
+async def spawning(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def add(a: int, b: int) -> int:
+        await compat.sleep(0.001)
+        return a + b
+
+    async def explode() -> None:
+        raise ValueError("boom")
+
+    async def sleep_for_ever() -> str:
+        try:
+            await compat.sleep(3600)
+        except asyncio.CancelledError:
+            return "cancelled"
+        return "awake"
+
+    line = compat.spawn(reader.readline())
+    answers = [str(await compat.spawn(add(3, 4)))]
+    try:
+        await compat.spawn(explode())
+    except ValueError as exc:
+        answers.append(str(exc))
+    sleeper = compat.spawn(sleep_for_ever())
+    await compat.sleep(0.01)
+    assert not sleeper.done()
+    sleeper.cancel()
+    answers.append(await sleeper)
+    assert sleeper.done()
+    writer.write(" ".join(answers).encode() + b" " + await line)
+
+
+async def abandoning(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def explode() -> None:
+        raise ValueError("nobody waited")
+
+    task = compat.spawn(explode())
+    while not task.done():
+        await compat.sleep(0.001)
+
+
+async def outlived(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def linger() -> None:
+        try:
+            await compat.sleep(3600)
+        finally:
+            report("cleaned up")
+
+    compat.spawn(linger())
+    await compat.sleep(0.01)
+    writer.write(b"handler is done")
+
+
 def report(line: str) -> None:
     os.write(1, f"{line}\n".encode())  # print() writes a line in parts, and another thread may come between
 
@@ -151,10 +243,6 @@ async def wait_for_time(reader: asyncio.StreamReader, writer: asyncio.StreamWrit
         report("cleaned up")
 
 
-async def stats(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    writer.write(json.dumps(count()).encode())
-
-
 def count() -> dict[str, int]:
     return {
         field.name: getattr(server.stats, field.name)
@@ -167,9 +255,44 @@ HANDLERS = {
     handler.__name__: handler
     for handler in (
         echo, total, fail, elsewhere, foreign, uncaught, parse, flood, info, nap, upstream, wait_for_bytes,
-        wait_for_time, stats
+        wait_for_time, patient, impatient, spawning, abandoning, outlived,
     )
 }  # fmt: skip
+
+
+async def dispatch_datagram(data: bytes, addr: Any, endpoint: Any) -> None:
+    """Do what the first word says."""
+    word, _, rest = data.partition(b" ")
+    if word == b"echo":
+        await endpoint.send(rest, addr)
+    elif word == b"fail":
+        raise ZeroDivisionError("on purpose")
+    elif word == b"nap":
+        await compat.sleep(0.05)
+        await endpoint.send(b"rested", addr)
+    elif word == b"transfer":
+        await transfer(addr)
+    elif word == b"wait_for_time":
+        try:
+            await endpoint.send(b"waiting", addr)
+            await compat.sleep(3600)
+        finally:
+            report("cleaned up")
+
+
+async def transfer(peer: Any) -> None:
+    """Go on with a peer from an endpoint of one's own."""
+    async with await compat.open_endpoint(("127.0.0.1", 0)) as endpoint:
+        await endpoint.send(b"here", peer)
+        async for data, addr in endpoint:
+            if data == b"end":
+                break
+            await endpoint.send(data.upper(), addr)
+        try:
+            async with compat.timeout(0.01):
+                await endpoint.recv()
+        except TimeoutError:
+            await endpoint.send(b"timed out", peer)
 
 
 async def dispatch(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -184,14 +307,17 @@ if __name__ == "__main__":
     parser.add_argument("--grace", type=float, default=5.0)
     parser.add_argument("--nofile", type=int)
     parser.add_argument("--serve", action="store_true")
+    parser.add_argument("--datagram", action="store_true")
     args = parser.parse_args()
     logging.basicConfig(level="INFO")
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.signal(signal.SIGUSR2, lambda *_: report("stats " + json.dumps(count())))
     if args.serve:
         before = signal.getsignal(signal.SIGTERM)
-        compat.serve(
-            dispatch,
+        serve: Any = compat.serve_datagram if args.datagram else compat.serve
+        serve(
+            dispatch_datagram if args.datagram else dispatch,
             ("127.0.0.1", 0),
             engine=args.engine,
             grace=args.grace,
@@ -199,7 +325,9 @@ if __name__ == "__main__":
         )
         print("restored" if signal.getsignal(signal.SIGTERM) == before else "not restored")
     else:
-        server = compat.create_server(dispatch, ("127.0.0.1", 0), engine=args.engine, grace=args.grace)
+        create: Any = compat.create_datagram_server if args.datagram else compat.create_server
+        handler = dispatch_datagram if args.datagram else dispatch
+        server = create(handler, ("127.0.0.1", 0), engine=args.engine, grace=args.grace)
         signal.signal(signal.SIGTERM, lambda *_: server.stop())
         if args.nofile:
             import resource

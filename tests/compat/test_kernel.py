@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import selectors
 import signal
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from asyncnet.compat import Kernel, open_streams, sleep, wait_readable, wait_writable
-from asyncnet.compat.kernel import KernelServer
+from asyncnet.compat import Kernel, open_streams, readiness, sleep, timeout, wait_readable, wait_writable
+from asyncnet.compat.connections import StreamService
+from asyncnet.compat.readiness import KernelServer
 from asyncnet.errors import ForeignAwaitError
 
 SELECTORS = [
-    getattr(selectors, name)
-    for name in ("EpollSelector", "KqueueSelector", "PollSelector", "SelectSelector")
-    if hasattr(selectors, name)
+    getattr(module, name)
+    for module, name in (
+        (selectors, "EpollSelector"),
+        (selectors, "KqueueSelector"),
+        (selectors, "PollSelector"),
+        (readiness, "LimitedSelector"),
+        (readiness, "EdgeSelector"),
+        (readiness, "PollingSelector"),
+    )
+    if hasattr(module, name)
 ]
 
 
@@ -140,6 +151,8 @@ def test_a_descriptor_stays_registered_between_the_waits_of_a_conversation(
 def test_a_ready_descriptor_that_nobody_waits_for_costs_nothing(
     kernel: Kernel, selector: Any, pair: tuple[socket.socket, socket.socket]
 ) -> None:
+    if isinstance(selector._selector, readiness.PollingSelector):
+        pytest.skip("polling costs a turn whatever happens: that is what it is")
     ours, theirs = pair
     turns = 0
 
@@ -407,7 +420,7 @@ def test_a_server_over_any_selector_forgets_connections_that_are_reset(
             writer.write(data)
             await writer.drain()
 
-    server = KernelServer(kind, echo, ("127.0.0.1", 0), backlog=100, grace=1.0)
+    server = KernelServer(kind, StreamService(echo, ("127.0.0.1", 0), backlog=100), grace=1.0)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -434,8 +447,183 @@ def test_a_server_in_the_main_thread_is_woken_by_signals() -> None:
         signal.set_wakeup_fd(found[0])
         server.stop()
 
-    server = KernelServer(selectors.DefaultSelector, ask, ("127.0.0.1", 0), backlog=1, grace=1.0)
+    server = KernelServer(selectors.DefaultSelector, StreamService(ask, ("127.0.0.1", 0), backlog=1), grace=1.0)
     with socket.create_connection(server.address[:2], timeout=10):
         server.run()
     assert found != [-1]
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_wait_for_what_was_left_unread_is_over_at_once(
+    kernel: Kernel, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """A selector that tells only what changes has told of all these bytes already."""
+    ours, theirs = pair
+    received = []
+
+    async def read_one_by_one() -> None:
+        theirs.send(b"abc")
+        for _ in range(3):
+            await wait_readable(ours)
+            received.append(ours.recv(1))
+
+    kernel.spawn(read_one_by_one())
+    kernel.run(timeout=5)
+    assert received == [b"a", b"b", b"c"]
+
+
+def test_the_end_of_a_stream_that_came_with_its_last_bytes_is_seen(
+    kernel: Kernel, selector: Any, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    ours, theirs = pair
+    drains = getattr(selector._selector, "edge_triggered", False)
+    received = []
+
+    async def read() -> None:
+        reader, _ = open_streams(ours, closing=kernel.forget, drains=drains)
+        while data := await reader.read(100):
+            received.append(data)
+
+    task = kernel.spawn(read())
+    theirs.send(b"last")
+    theirs.shutdown(socket.SHUT_WR)
+    kernel.run(until=task, timeout=5)
+    assert task.finished
+    assert received == [b"last"]
+
+
+def test_a_task_is_waited_for_by_several_others(kernel: Kernel) -> None:
+    results: list[object] = []
+
+    async def work() -> str:
+        await sleep(0.01)
+        return "done"
+
+    async def wait() -> None:
+        results.append(await worker)
+
+    async def wait_in_vain() -> None:
+        try:
+            async with timeout(0.001):
+                await worker
+        except TimeoutError:
+            results.append("gave up")
+
+    worker = kernel.spawn(work())
+    for waiter in (wait(), wait(), wait_in_vain()):
+        kernel.spawn(waiter)
+    kernel.run(timeout=5)
+    assert results == ["gave up", "done", "done"]
+
+
+def test_a_task_that_cancels_itself_hears_of_it_in_its_next_wait(kernel: Kernel) -> None:
+    seen: list[str] = []
+
+    async def cancels_itself() -> None:
+        task.cancel()
+        seen.append("still running")
+        try:
+            await sleep(0)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+
+    async def ends_at_once() -> None:
+        other.cancel()
+
+    task = kernel.spawn(cancels_itself())
+    other = kernel.spawn(ends_at_once())
+    kernel.run(timeout=5)
+    assert seen == ["still running", "cancelled"]
+    assert other.finished
+    assert other.error is None
+
+
+def test_a_task_that_never_waits_is_ended_by_its_timeout_all_the_same(kernel: Kernel) -> None:
+    async def busy() -> int:
+        turns = 0
+        try:
+            async with timeout(0.01):
+                while True:
+                    turns += 1
+                    await sleep(0)
+        except TimeoutError:
+            return turns
+
+    task = kernel.spawn(busy())
+    kernel.run(timeout=5)
+    assert task.result > 0
+
+
+def test_what_is_awaited_to_clean_up_after_a_timeout_is_not_ended_by_it(kernel: Kernel) -> None:
+    async def cleans_up() -> str:
+        with suppress(TimeoutError):
+            async with timeout(0.001):
+                try:
+                    await sleep(60)
+                finally:
+                    await sleep(0.001)
+                    seen.append("clean")
+        return "over"
+
+    seen: list[str] = []
+    task = kernel.spawn(cleans_up())
+    kernel.run(timeout=5)
+    assert (seen, task.result) == (["clean"], "over")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of descriptors differ")
+def test_select_refuses_what_it_cannot_watch_with_a_counter_and_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    async def hello(reader: Any, writer: Any) -> None:
+        writer.write(b"hello")
+
+    server = KernelServer(readiness.LimitedSelector, StreamService(hello, ("127.0.0.1", 0), backlog=100), grace=1.0)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+
+    def ask() -> bytes:
+        with socket.create_connection(server.address[:2], timeout=5) as sock:
+            return sock.recv(100) + sock.recv(100)
+
+    try:
+        assert ask() == b"hello"
+        fill = [os.dup(0)]
+        try:
+            while fill[-1] <= readiness.SELECT_LIMIT:
+                fill.append(os.dup(0))
+            assert [ask() for _ in range(3)] == [b"", b"", b""]
+        finally:
+            for fd in fill:
+                os.close(fd)
+        assert ask() == b"hello"
+    finally:
+        server.stop()
+        thread.join(5)
+    assert (server.stats.accepted, server.stats.refused) == (2, 3)
+    lines = [record.getMessage() for record in caplog.records if "select()" in record.getMessage()]
+    assert len(lines) == 1
+    assert "1 connections refused" in lines[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of descriptors differ")
+def test_a_wait_for_a_descriptor_beyond_selects_limit_is_an_error_of_that_task_alone() -> None:
+    kernel = Kernel(readiness.LimitedSelector())
+    fill = [os.dup(0) for _ in range(readiness.SELECT_LIMIT)]
+    ours, theirs = socket.socketpair()
+    seen: list[str] = []
+
+    async def waits() -> None:
+        try:
+            await wait_readable(ours)
+        except ValueError as exc:
+            seen.append(str(exc))
+
+    try:
+        with ours, theirs:
+            kernel.spawn(waits())
+            kernel.spawn(sleep(0.001))
+            kernel.run(timeout=5)
+    finally:
+        for fd in fill:
+            os.close(fd)
+        kernel.close()
+    assert seen == [f"select() cannot watch descriptor {fill[-1] + 1}: its limit is 1023"]

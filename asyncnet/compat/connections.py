@@ -1,0 +1,191 @@
+"""Serving connections: the listener, the acceptor, and the care for a handler."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from selectors import EVENT_READ
+from typing import Any, Final, TypeAlias
+
+import attrs
+
+from asyncnet.addresses import Address, explain, format_address
+from asyncnet.compat.serving import PAUSE, Job, Stats
+from asyncnet.compat.streams import open_streams
+from asyncnet.compat.tasks import Driver
+from asyncnet.compat.traps import Trap, sleep, trap
+from asyncnet.tcp.listeners import PEER_ERRORS
+
+__all__ = ["Connection", "Handler", "StreamService", "attend"]
+
+logger: Final = logging.getLogger("asyncnet.compat")
+
+Handler: TypeAlias = Callable[[Any, Any], Coroutine[Any, Any, object]]
+"""A coroutine function that takes a reader and a writer, as `asyncio.start_server` calls it."""
+
+ACCEPTS_PER_TURN: Final = 64
+"""Connections accepted before others get a turn."""
+
+
+@attrs.frozen(eq=False)
+class Connection:
+    """A connection that was accepted; a `Job`."""
+
+    handler: Handler
+    sock: socket.socket
+    peer: Any
+
+    def run(self, driver: Driver, stats: Stats, *, drains: bool = False) -> Coroutine[Any, Any, None]:
+        """See `Job`."""
+        reader, writer = open_streams(driver.adopt(self.sock), self.peer, closing=driver.forget, drains=drains)
+        return attend(self.handler, reader, writer, stats, writer.wait_closed, writer.abort)
+
+    def close(self) -> None:
+        """See `Job`."""
+        self.sock.close()
+
+
+class StreamService:
+    """A listener, and the handler of its connections; a `Service`.
+
+    Args:
+        handler: serves each connection.
+        address: where to listen.
+        backlog: how many connections the kernel may keep waiting.
+
+    Raises:
+        OSError: the address cannot be used; the message says why and what to do.
+    """
+
+    def __init__(self, handler: Handler, address: Address, *, backlog: int) -> None:
+        self.handler = handler
+        self.backlog = backlog
+        self.socket = _listen(address, backlog)
+        self.address: Address = self.socket.getsockname()
+
+    async def front(
+        self, admit: Callable[[Job], object], stats: Stats, *, full: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Accept until cancelled; see `Service`.
+
+        Running out of descriptors, memory or room costs a pause, in which new connections wait in the backlog.
+        """
+        listener = self.socket
+        readable, strained = Trap(EVENT_READ, listener, drained=True), False
+        try:
+            while True:
+                for _ in range(ACCEPTS_PER_TURN):
+                    try:
+                        if full():
+                            raise OSError("as many connections as this engine takes are open")
+                        sock, peer = listener.accept()
+                        try:
+                            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                            admit(Connection(self.handler, sock, peer))
+                        except BaseException:
+                            sock.close()
+                            raise
+                    except BlockingIOError:
+                        await trap(readable)
+                    except (OSError, RuntimeError, MemoryError) as exc:
+                        number = exc.errno if isinstance(exc, OSError) else None
+                        if number in PEER_ERRORS:
+                            continue  # what happened to the waiting connection itself
+                        if number == errno.EINVAL:
+                            return  # another process has shut the listener down
+                        stats.count(pauses=1)
+                        if not strained:
+                            logger.warning("accepting on %s pauses: %s", format_address(self.address), exc)
+                        strained = True
+                        await sleep(PAUSE)
+                    else:
+                        strained = False
+                await sleep(0)
+        finally:
+            listener.close()
+
+    def close(self) -> None:
+        """See `Service`."""
+        self.socket.close()
+
+
+def _listen(address: Address, backlog: int) -> socket.socket:
+    host, port = address[0], address[1]
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, place = found[0]
+        # Accepted sockets inherit the protocol number; asyncio sets TCP_NODELAY only where it is there.
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setblocking(False)
+            if os.name == "posix":  # on Windows the option would let another program take the port over
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address if len(address) == 4 else place)
+            listener.listen(backlog)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as exc:
+        raise explain(exc, "bind TCP", address) from exc
+    return listener
+
+
+async def attend(
+    handler: Handler,
+    reader: Any,
+    writer: Any,
+    stats: Stats,
+    wait_closed: Callable[[], Awaitable[object]],
+    abort: Callable[[], object],
+) -> None:
+    """Serve one connection to its end: count it, and keep what the handler raises from everybody else.
+
+    An error that comes from the peer's leaving is logged for debugging only, anything else with its traceback.
+
+    Args:
+        handler: called with `reader` and `writer`.
+        reader: of the connection.
+        writer: of the connection.
+        stats: counts what becomes of it.
+        wait_closed: waits until what is written has left; raises `OSError` when it cannot.
+        abort: closes the connection at once; not called after `wait_closed` has returned.
+    """
+    stats.count(accepted=1, active=1)
+    try:
+        try:
+            await handler(reader, writer)
+        except Exception as exc:
+            if _is_lost_by(exc, reader, writer):
+                stats.count(disconnected=1)
+                logger.debug("%s: the peer went away: %r", _peer(writer), exc)
+            else:
+                logger.error("the handler of %s failed: %s", _peer(writer), exc, exc_info=exc)
+                stats.count(failed=1)
+        writer.close()
+        await wait_closed()
+    except OSError as exc:
+        logger.debug("%s: the last bytes are lost: %r", _peer(writer), exc)
+        abort()
+    except BaseException as exc:
+        stats.count(cancelled=isinstance(exc, asyncio.CancelledError))
+        abort()
+        raise
+    finally:
+        stats.count(active=-1)
+
+
+def _is_lost_by(exc: Exception, reader: Any, writer: Any) -> bool:
+    """Tell whether the peer is to blame for what a handler raised; a connection to another host may be, too."""
+    if isinstance(exc, asyncio.IncompleteReadError):
+        return bool(reader.at_eof())
+    return isinstance(exc, TimeoutError) or (isinstance(exc, ConnectionError) and writer.is_closing())
+
+
+def _peer(writer: Any) -> str:
+    return format_address(writer.get_extra_info("peername"))

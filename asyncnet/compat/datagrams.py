@@ -1,0 +1,313 @@
+"""Datagrams on every engine: an `Endpoint` to await, and the service that starts a handler for each datagram.
+
+A datagram is a whole request, so what a thread, a process, a greenlet or a task is started for is one datagram. A
+handler that has more to say to its peer opens an endpoint of its own, as a TFTP server does, and goes on there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+from selectors import EVENT_READ, EVENT_WRITE
+from typing import Any, Final, Self, TypeAlias
+
+import attrs
+
+from asyncnet import udp
+from asyncnet.addresses import Address, explain, format_address
+from asyncnet.compat.serving import Job, Stats
+from asyncnet.compat.tasks import Driver, bounded
+from asyncnet.compat.traps import Trap, current_driver, sleep, trap
+from asyncnet.errors import ClosedError
+
+__all__ = ["MAX_PENDING", "Arrived", "DatagramHandler", "DatagramService", "Endpoint", "attend", "open_endpoint"]
+
+logger: Final = logging.getLogger("asyncnet.compat")
+
+DatagramHandler: TypeAlias = Callable[[bytes, Address, Any], Coroutine[Any, Any, object]]
+"""A coroutine function of a datagram, its sender, and the endpoint that it came to, whose `send` answers."""
+
+DATAGRAMS_PER_TURN: Final = 64
+"""Datagrams received before others get a turn."""
+MAX_PENDING: Final = 4096
+"""Handlers at work at a time; what comes meanwhile is dropped and counted."""
+_BUSY_PAUSE: Final = 0.001
+"""Seconds until an engine that was full is asked again; datagrams wait in the socket's buffer."""
+_LARGEST: Final = 65536
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Endpoint:
+    """A UDP socket to await; made by `open_endpoint`, and what a handler answers by.
+
+    ``async for data, addr in endpoint`` receives until it is closed. Where sockets block, so does a `recv`, within the
+    open `asyncnet.compat.timeout`.
+    """
+
+    def __init__(self, sock: Any, driver: Driver, *, connected: bool = False, shared: bool = False) -> None:
+        self._sock = sock
+        self._driver = driver
+        self._shared = shared  # the server's: closing it is not for a handler
+        self._peer = sock.getpeername() if connected else None
+        self._readable = Trap(EVENT_READ, sock, drained=True)
+        self._writable = Trap(EVENT_WRITE, sock, drained=True)
+
+    @property
+    def local_addr(self) -> Address:
+        """The address that it is bound to."""
+        address: Address = self._sock.getsockname()
+        return address
+
+    async def recv(self) -> tuple[bytes, Address]:
+        """Wait for a datagram; return it and its sender.
+
+        Raises:
+            ClosedError: the endpoint is closed.
+            OSError: an error that the system reports for what was sent before, such as a refusal.
+        """
+        sock = self._sock
+        while True:
+            if sock.fileno() < 0:
+                raise ClosedError("the endpoint is closed")
+            try:
+                got: tuple[bytes, Address] = (
+                    bounded(sock, sock.recvfrom, _LARGEST) if self._driver.blocking else sock.recvfrom(_LARGEST)
+                )
+                return got
+            except BlockingIOError:
+                await trap(self._readable)
+            except OSError:
+                if sock.fileno() >= 0:
+                    raise
+
+    async def send(self, data: Buffer, addr: Address | None = None) -> None:
+        """Send a datagram to `addr`, or to the peer that the endpoint was opened for.
+
+        Raises:
+            ClosedError: the endpoint is closed.
+            ValueError: it is too large for a datagram.
+            OSError: the system does not send it; the message names the address.
+        """
+        while True:
+            if self._sock.fileno() < 0:
+                raise ClosedError("the endpoint is closed")
+            try:
+                self.send_nowait(data, addr)
+                return
+            except BlockingIOError:
+                await trap(self._writable)
+
+    def send_nowait(self, data: Buffer, addr: Address | None = None) -> None:
+        """Send a datagram at once.
+
+        Raises:
+            BlockingIOError: there is no room for it now.
+            ValueError, OSError: as `send`.
+        """
+        if len(data) > udp.MAX_PAYLOAD:
+            raise ValueError(f"a datagram carries {udp.MAX_PAYLOAD} bytes at most, not {len(data)}")
+        try:
+            if addr is None:
+                self._sock.send(data)
+            else:
+                self._sock.sendto(data, addr)
+        except BlockingIOError:
+            raise
+        except OSError as exc:
+            raise explain(exc, "send to", addr or self._peer) from exc
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Return ``socket``, ``sockname`` or ``peername``, and `default` for anything else."""
+        if name == "socket":
+            return self._sock
+        if name == "peername":
+            return default if self._peer is None else self._peer
+        return self.local_addr if name == "sockname" else default
+
+    def close(self) -> None:
+        """Close the socket."""
+        if self._sock.fileno() >= 0 and not self._shared:
+            self._driver.forget(self._sock)
+            self._sock.close()
+
+    async def aclose(self) -> None:
+        """Close the socket."""
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> tuple[bytes, Address]:
+        try:
+            return await self.recv()
+        except ClosedError:
+            raise StopAsyncIteration from None
+
+
+async def open_endpoint(
+    local_addr: tuple[str, int] | None = None,
+    remote_addr: tuple[str, int] | None = None,
+    *,
+    broadcast: bool = False,
+) -> Endpoint | udp.Endpoint:
+    """Open a UDP endpoint on whatever engine the caller runs; on a loop of asyncio it is one of `asyncnet.udp`.
+
+    Args:
+        local_addr: host and port to bind to; by default the system picks them.
+        remote_addr: the only peer; by default there is none.
+        broadcast: allow sending to broadcast addresses.
+
+    Raises:
+        OSError: an address cannot be used; the message says why and what to do.
+    """
+    driver = current_driver()
+    if driver is None:
+        if remote_addr is not None:
+            return await udp.connect(*remote_addr, local_addr=local_addr, broadcast=broadcast)
+        return await udp.bind(*(local_addr or ("", 0)), broadcast=broadcast)
+    sock = _open_socket(local_addr, remote_addr, broadcast=broadcast)
+    try:
+        return Endpoint(driver.adopt(sock), driver, connected=remote_addr is not None)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _open_socket(local: Any, remote: Any, *, broadcast: bool = False) -> socket.socket:
+    action, where = ("connect UDP to", remote) if remote is not None else ("bind UDP", local or ("0.0.0.0", 0))
+    try:
+        found = socket.getaddrinfo(
+            where[0] or "0.0.0.0", where[1], type=socket.SOCK_DGRAM, flags=0 if remote else socket.AI_PASSIVE
+        )
+        family, kind, protocol, _, place = found[0]
+        sock = socket.socket(family, kind, protocol)
+        try:
+            if broadcast:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            if remote is None:
+                sock.bind(place)
+            else:
+                if local is not None:
+                    action, where = "bind UDP", local
+                    sock.bind(local)
+                    action, where = "connect UDP to", remote
+                sock.connect(place)
+        except BaseException:
+            sock.close()
+            raise
+    except OSError as exc:
+        raise explain(exc, action, where) from exc
+    return sock
+
+
+@attrs.frozen(eq=False)
+class Arrived:
+    """A datagram that has arrived; a `Job`."""
+
+    handler: DatagramHandler
+    socket: socket.socket
+    data: bytes
+    addr: Address
+
+    @property
+    def sock(self) -> None:
+        """None: it has no socket of its own."""
+        return None
+
+    def run(self, driver: Driver, stats: Stats, *, drains: bool = False) -> Coroutine[Any, Any, None]:
+        """See `Job`."""
+        return attend(self.handler, self.data, self.addr, Endpoint(self.socket, driver, shared=True), stats)
+
+    def close(self) -> None:
+        """See `Job`."""
+
+
+class DatagramService:
+    """A UDP socket, and the handler of its datagrams; a `Service`.
+
+    Args:
+        handler: called with each datagram.
+        address: where to listen.
+
+    Raises:
+        OSError: the address cannot be used; the message says why and what to do.
+    """
+
+    def __init__(self, handler: DatagramHandler, address: Address) -> None:
+        self.handler = handler
+        self.socket = _open_socket(address, None)
+        self.socket.setblocking(False)
+        self.address: Address = self.socket.getsockname()
+
+    async def front(
+        self, admit: Callable[[Job], object], stats: Stats, *, full: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Receive until cancelled; see `Service`."""
+        sock, handler = self.socket, self.handler
+        readable = Trap(EVENT_READ, sock, drained=True)
+        try:
+            while True:
+                for _ in range(DATAGRAMS_PER_TURN):
+                    if full():
+                        await sleep(_BUSY_PAUSE)
+                        continue
+                    try:
+                        data, addr = sock.recvfrom(_LARGEST)
+                    except BlockingIOError:
+                        await trap(readable)
+                        continue
+                    except OSError as exc:  # what became of an answer
+                        if sock.fileno() < 0:
+                            return
+                        logger.debug("%s: %s", format_address(self.address), exc)
+                        continue
+                    if stats.active >= MAX_PENDING:
+                        stats.count(dropped=1)
+                        continue
+                    try:
+                        admit(Arrived(handler, sock, data, addr))
+                    except (OSError, RuntimeError, MemoryError) as exc:
+                        stats.count(dropped=1)
+                        logger.debug("a datagram of %s is dropped: %s", format_address(addr), exc)
+                await sleep(0)
+        finally:
+            sock.close()
+
+    def close(self) -> None:
+        """See `Service`."""
+        self.socket.close()
+
+
+async def attend(handler: DatagramHandler, data: bytes, addr: Address, endpoint: Any, stats: Stats) -> None:
+    """Serve one datagram: count it, and keep what the handler raises from everybody else.
+
+    Args:
+        handler: called with `data`, `addr` and `endpoint`.
+        data: the datagram.
+        addr: its sender.
+        endpoint: what answers leave by.
+        stats: counts what becomes of it.
+    """
+    stats.count(accepted=1, active=1)
+    try:
+        await handler(data, addr, endpoint)
+    except asyncio.CancelledError:
+        stats.count(cancelled=1)
+        raise
+    except ConnectionError as exc:
+        stats.count(disconnected=1)
+        logger.debug("%s cannot be answered: %r", format_address(addr), exc)
+    except Exception as exc:
+        logger.error("the handler of a datagram of %s failed: %s", format_address(addr), exc, exc_info=exc)
+        stats.count(failed=1)
+    finally:
+        stats.count(active=-1)
