@@ -26,12 +26,12 @@ from asyncnet.tftp.files import (
     Source,
 )
 from asyncnet.tftp.options import MAX_BLOCK_SIZE, accept, request_options
-from asyncnet.tftp.packets import ErrorCode, ReadRequest, WriteRequest, encode_packet
+from asyncnet.tftp.packets import ErrorCode, ReadRequest, Rollover, WriteRequest, encode_packet
 from asyncnet.tftp.receiving import ReceiveSession
 from asyncnet.tftp.retransmit import DEFAULT_TIMING, Timing
 from asyncnet.tftp.sending import SendSession
 from asyncnet.tftp.session import Progress, Report, Session, prepare_socket
-from asyncnet.tftp.transfer import Receiver, Rollover, Sender
+from asyncnet.tftp.transfer import Receiver, Sender
 from asyncnet.udp.create import attach
 from asyncnet.udp.sockets import route_mtu
 

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from enum import IntEnum
 from functools import lru_cache
-from typing import Final, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import attrs
 
@@ -29,10 +29,13 @@ __all__ = [
     "OptionPairs",
     "Packet",
     "ReadRequest",
+    "Rollover",
     "WriteRequest",
     "decode_packet",
     "encode_packet",
     "headers",
+    "unwrap",
+    "wrap",
 ]
 
 HEADER: Final = struct.Struct("!HH")
@@ -48,6 +51,9 @@ _OPCODE: Final = struct.Struct("!H")
 
 OptionPairs: TypeAlias = tuple[tuple[str, str], ...]
 """Options as they stand on the wire: name and value, in the sender's order and spelling."""
+
+Rollover: TypeAlias = Literal[0, 1]
+"""The block number on the wire that follows 65535."""
 
 
 class Opcode(IntEnum):
@@ -73,6 +79,20 @@ class ErrorCode(IntEnum):
     FILE_EXISTS = 6
     NO_SUCH_USER = 7
     OPTION_REFUSED = 8
+
+
+def wrap(block: int, rollover: Rollover = 0) -> int:
+    """Return the number of `block` on the wire."""
+    if rollover == 0 or block == 0:
+        return block & 0xFFFF
+    return (block - 1) % 0xFFFF + 1
+
+
+def unwrap(number: int, near: int, rollover: Rollover = 0) -> int:
+    """Return the block that `number` on the wire means: the one closest to the block `near`; it may be negative."""
+    modulus = 0x10000 - rollover
+    delta = (number - wrap(near, rollover)) % modulus
+    return near + delta - modulus if delta > modulus // 2 else near + delta
 
 
 @lru_cache(maxsize=256)

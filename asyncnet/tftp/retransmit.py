@@ -53,6 +53,8 @@ class RetransmitTimer:
         """Seconds to wait for a peer that has answered in time so far."""
         self.fastest = timing.window_floor
         """The shortest round trip in seconds; while none was measured, the shortest timeout with a window."""
+        self.slowest = 0.0
+        """The longest round trip of late in seconds; it falls slowly when they become shorter."""
         self._variance = 0.0
 
     @property
@@ -74,7 +76,17 @@ class RetransmitTimer:
                 self.fastest = seconds
             self._variance += (abs(self.smoothed - seconds) - self._variance) / 4
             self.smoothed += (seconds - self.smoothed) / 8
+        self.slowest = max(seconds, self.slowest - (self.slowest - seconds) / 8)
         self.unhurried = min(max(self.smoothed + 4 * self._variance, self.floor), self.timing.cap)
+
+    def took(self, seconds: float) -> None:
+        """Take into account that a packet that was sent more than once, lately so long ago, was answered.
+
+        Which of its copies the answer belongs to is not known. That is no measure of the round trip (Karn's rule), but
+        it takes at least so long until all that was sent has been dealt with.
+        """
+        self.slowest = max(self.slowest, seconds)
+        self.unhurried = max(self.unhurried, min(2 * seconds, self.timing.cap))
 
     def progressed(self) -> None:
         """Forget the backoff: the peer answers."""

@@ -29,6 +29,7 @@ from asyncnet.tftp.packets import (
     ErrorCode,
     OptionAck,
     ReadRequest,
+    Rollover,
     WriteRequest,
     decode_packet,
     encode_packet,
@@ -39,7 +40,7 @@ from asyncnet.tftp.retransmit import DEFAULT_TIMING, Timing
 from asyncnet.tftp.sending import Outbox, SendSession
 from asyncnet.tftp.session import Report, Session
 from asyncnet.tftp.storage import Request, Storage, error_packet_fields
-from asyncnet.tftp.transfer import Receiver, Rollover, Sender
+from asyncnet.tftp.transfer import Receiver, Sender
 from asyncnet.udp.create import attach
 
 __all__ = ["Hooks", "Server", "ServerStats", "Settings"]

@@ -13,11 +13,11 @@ from asyncnet.opening import Opening
 from asyncnet.resolver import resolve
 from asyncnet.tftp.guard import Guard
 from asyncnet.tftp.options import DEFAULT_LIMITS, Limits
+from asyncnet.tftp.packets import Rollover
 from asyncnet.tftp.ports import Listener
 from asyncnet.tftp.retransmit import DEFAULT_TIMING, Timing
 from asyncnet.tftp.server import Hooks, Server, Settings
 from asyncnet.tftp.storage import Directory, Storage, WritePolicy
-from asyncnet.tftp.transfer import Rollover
 
 __all__ = ["serve"]
 

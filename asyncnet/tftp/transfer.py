@@ -12,7 +12,9 @@ Loss is repaired without waiting for a timeout wherever the peer gives a hint, a
 - With a window, an ACK below the window's end says "send again from here" (RFC 7440 section 4). The ACK of the previous
   window's end says so too, when the first block of this window was lost. Such a repeated ACK counts only if it
   can be an answer to the present flight, that is half of the shortest round trip after it left; a duplicate made by
-  the network comes earlier, and honouring it would double every window from there on.
+  the network comes earlier, and honouring it would double every window from there on. After blocks were sent again, it
+  counts only when all of them have been dealt with: EDK2 answers each block that it has already by such an ACK, and
+  would be sent window upon window.
 - In lock-step (a window of one) a repeated ACK never causes a block to be sent: that is the Sorcerer's Apprentice
   (RFC 1123 section 4.2.3.1).
 - The receiver acknowledges a gap once, and again only after progress or two round trips; it keeps blocks that arrive
@@ -24,14 +26,12 @@ Loss is repaired without waiting for a timeout wherever the peer gives a hint, a
 from __future__ import annotations
 
 from enum import Enum
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
+from asyncnet.tftp.packets import Rollover, unwrap, wrap
 from asyncnet.tftp.retransmit import DEFAULT_TIMING, RetransmitTimer, Timing
 
-__all__ = ["Receiver", "Rollover", "Sender", "State", "unwrap", "wrap"]
-
-Rollover: TypeAlias = Literal[0, 1]
-"""The number on the wire that follows 65535."""
+__all__ = ["Receiver", "Sender", "State"]
 
 _NOTHING: Final = range(0)
 
@@ -49,20 +49,6 @@ class State(Enum):
     UNCONFIRMED = "sent, unconfirmed"
     """Sender: everything was sent and only the last window's ACK never came; some clients never send it."""
     TIMED_OUT = "timed out"
-
-
-def wrap(block: int, rollover: Rollover = 0) -> int:
-    """Return the number of `block` on the wire."""
-    if rollover == 0 or block == 0:
-        return block & 0xFFFF
-    return (block - 1) % 0xFFFF + 1
-
-
-def unwrap(number: int, near: int, rollover: Rollover = 0) -> int:
-    """Return the block that `number` on the wire means: the one closest to the block `near`; it may be negative."""
-    modulus = 0x10000 - rollover
-    delta = (number - wrap(near, rollover)) % modulus
-    return near + delta - modulus if delta > modulus // 2 else near + delta
 
 
 class Sender:
@@ -106,7 +92,9 @@ class Sender:
         self._next = self._base  # the next block to send
         self._highest = self._base  # the first block never sent
         self._heard = False  # whether the peer acknowledged anything
-        self._flight_at = 0.0  # when the last range left
+        self._flight_at = 0.0  # when the first block of the window left
+        self._superseded = 0  # the end of the flight before, if it was sent again; its ACK may come late
+        self._doubtful_until = 0.0  # until then a repeated ACK may be an answer to blocks that were sent before
         self._timed: tuple[int, float] | None = None  # the block being timed, and when it left
         self._measure_at = 0.0  # no round trip is timed before
         self.configure(window_size=window_size)
@@ -145,7 +133,7 @@ class Sender:
             return _NOTHING
         if block >= self._base:
             return self._advance(block, now)
-        if self.window_size == 1 or self._base == 0 or now - self._flight_at < self.timer.fastest / 2:
+        if self.window_size == 1 or self._base == 0 or now < self._doubtful_until or self._is_early(now):
             self.ignored += 1
             return _NOTHING
         return self._rewind(now)
@@ -198,19 +186,27 @@ class Sender:
         if self._timed is not None and block >= self._timed[0]:
             self.timer.measured(now - self._timed[1])
             self._timed = None
+        elif self._base:
+            self.timer.took(now - self._flight_at)
         self.timer.progressed()
         self._heard = True
         self._base = block + 1
         if self._last is not None and self._base > self._last:
             self._finish(State.DONE)
             return _NOTHING
-        if self._base < self._next:
+        if self._base >= self._next:
+            self._next = self._base
+        elif self._base != self._superseded and not (now < self._doubtful_until and self._is_early(now)):
             return self._rewind(now)  # an ACK inside the window: what follows it was lost
-        self._next = self._base
         return self._flight(now)
+
+    def _is_early(self, now: float) -> bool:
+        """Tell whether what arrives now cannot be an answer to the present flight yet."""
+        return now - self._flight_at < self.timer.fastest / 2
 
     def _rewind(self, now: float) -> range:
         self._timed = None
+        self._superseded = self._next
         self._next = self._base
         return self._flight(now)
 
@@ -223,11 +219,13 @@ class Sender:
             again = min(self._highest, end) - self._next
             if again > 0:
                 self.retransmitted += again
+                self._doubtful_until = now + 2 * (self.timer.slowest or self.timer.timing.window_floor)
             if again < len(blocks) and self._timed is None:
                 self._timed = (end - 1, now)
+            if self._next == self._base:
+                self._flight_at = now
             self._next = end
             self._highest = max(self._highest, end)
-            self._flight_at = now
         self.deadline = now + self.timer.timeout
         return blocks
 

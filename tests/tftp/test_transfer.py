@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncnet.tftp.packets import Rollover, unwrap, wrap
 from asyncnet.tftp.retransmit import RetransmitTimer, Timing
-from asyncnet.tftp.transfer import Receiver, Rollover, Sender, State, unwrap, wrap
+from asyncnet.tftp.transfer import Receiver, Sender, State
 
 RTT = 0.010
 
@@ -94,8 +95,25 @@ def test_an_ack_for_a_block_that_was_never_sent_is_ignored(number: int) -> None:
 def test_the_ack_of_a_flight_that_was_believed_lost_is_progress() -> None:
     machine = sender(8)
     assert machine.receive_ack(3, RTT) == range(4, 12)
-    assert machine.receive_ack(8, 1.2 * RTT) == range(9, 17)
-    assert machine.acknowledged == 8
+    assert machine.receive_ack(7, 1.2 * RTT) == range(12, 16)  # what was sent just now is on its way
+    assert machine.acknowledged == 7
+    assert machine.receive_ack(8, 3 * RTT) == range(16, 17)  # the end of the flight before: no gap
+
+
+def test_a_gap_in_what_was_sent_again_is_filled_again() -> None:
+    machine = sender(8)
+    assert machine.receive_ack(3, RTT) == range(4, 12)
+    assert machine.receive_ack(5, 2 * RTT) == range(6, 14)
+
+
+def test_answers_to_blocks_that_were_sent_again_are_no_hints() -> None:
+    """A block that the receiver has is answered by EDK2; only when all of them have been, an ACK tells of a loss."""
+    machine = sender(8)
+    assert machine.receive_ack(8, RTT) == range(9, 17)
+    assert machine.receive_ack(8, 2 * RTT) == range(9, 17)
+    for late in (0.6, 1.0, 1.9):
+        assert not machine.receive_ack(8, (2 + late) * RTT)
+    assert machine.receive_ack(8, 4.1 * RTT) == range(9, 17)
 
 
 def test_the_window_ends_with_the_file() -> None:
@@ -155,6 +173,16 @@ def test_progress_ends_the_backoff() -> None:
     machine.handle_timer(3.0)
     machine.receive_ack(1, 3.5)
     assert machine.deadline == 3.5 + 1.0  # the block was sent three times, so its round trip was not measured
+
+
+def test_a_window_that_takes_long_is_waited_for_longer() -> None:
+    """Also when no round trip can be measured, because each window is sent more than once."""
+    machine = sender(8, timing=Timing(initial=1.0, window_floor=0.02))
+    machine.receive_ack(8, RTT)
+    now = 1.0
+    machine.handle_timer(now)
+    machine.receive_ack(12, now + 0.1)
+    assert machine.deadline == pytest.approx(now + 0.1 + 0.2)
 
 
 # The retransmit timer
@@ -507,6 +535,49 @@ def test_a_lost_datagram_does_not_cost_a_timeout() -> None:
     windows = 4000 / 16
     assert outcome.seconds / windows < 4 * RTT
     assert outcome.sent < 2.2 * 4000
+
+
+@pytest.mark.parametrize("window_size", [4, 8, 64])
+@pytest.mark.parametrize("answers_each", [True, False], ids=["EDK2", "U-Boot"])
+@pytest.mark.parametrize("per_block", [0.00005, 0.0003])
+def test_a_loss_does_not_start_a_storm(window_size: int, answers_each: bool, per_block: float) -> None:
+    """EDK2 answers each block that it does not expect, U-Boot the first of them; both take their time for a block."""
+    last, loss, half_trip = 2000, 0.01, 0.0001
+    tx, dice = Sender(window_size=window_size, last=last), random.Random(1)
+    events: list[tuple[float, int, str, int]] = []
+    count = itertools.count()
+    sent, expected, window_from, answered, busy = 0, 1, 0, 0, 0.0
+
+    def send(now: float, blocks: range) -> None:
+        nonlocal sent
+        sent += len(blocks)
+        for block in blocks:
+            if not block or dice.random() >= loss:
+                heapq.heappush(events, (now + half_trip, next(count), "block", block))
+
+    now = 0.0
+    send(now, tx.start(now))
+    while tx.state is State.ACTIVE:
+        assert sent < 5 * last, "a storm"
+        if tx.deadline is not None and (not events or tx.deadline < events[0][0]):
+            now = tx.deadline
+            send(now, tx.handle_timer(now))
+            continue
+        now, _, kind, number = heapq.heappop(events)
+        if kind == "ack":
+            send(now, tx.receive_ack(number, now))
+            continue
+        busy = max(busy, now) + per_block
+        is_next = number == expected
+        expected += is_next
+        if is_next and expected - 1 < min(window_from + window_size, last):
+            continue
+        if is_next or not number or answers_each or answered != expected:
+            window_from, answered = expected - 1, expected
+            heapq.heappush(events, (busy + half_trip, next(count), "ack", expected - 1))
+    assert tx.state is State.DONE
+    if window_size < 64:
+        assert sent < 1.1 * last
 
 
 @pytest.mark.parametrize(("window_size", "rollover"), [(1, 0), (1, 1), (64, 0), (64, 1)])
