@@ -37,17 +37,18 @@ DEFAULT_TIMING: Final = Timing()
 class RetransmitTimer:
     """The retransmit timeout: RFC 6298 with the bounds of a `Timing`, doubled at each timeout.
 
-    Only a packet that was sent once is measured (Karn's rule): the caller sees to that.
+    Only a packet that was sent once is measured (Karn's rule): the caller sees to that. Until there is progress, `limit`
+    counts instead of what the `Timing` says.
     """
 
-    def __init__(self, timing: Timing = DEFAULT_TIMING) -> None:
+    def __init__(self, timing: Timing = DEFAULT_TIMING, *, limit: int | None = None) -> None:
         self.timing = timing
         self.floor = timing.floor
         self.smoothed: float | None = None
         """The smoothed round-trip time in seconds; None before the first measurement."""
         self.retransmits = 0
         """Timeouts since the last progress."""
-        self.limit = timing.max_retransmits
+        self.limit = timing.max_retransmits if limit is None else limit
         """Retransmissions in a row before the peer is given up."""
         self.unhurried = timing.initial
         """Seconds to wait for a peer that has answered in time so far."""

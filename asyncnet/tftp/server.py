@@ -119,6 +119,8 @@ class _Transfer:
     arrival: Arrival
     memory: int = 0
     """Bytes of its window, as the guard knows them."""
+    opening: asyncio.Future[Any] | None = None
+    """What a storage opens in its own time."""
     session: Session | None = None
 
 
@@ -186,12 +188,12 @@ class Server:
         if known is None:
             return False
         session = known.session
-        if known.arrival.data == arrival.data and (
-            session is None or session.resend_opening() or (session.is_new and not session.over)
-        ):
+        if known.arrival.data == arrival.data and (session is None or session.repeats()):
             return True
-        if session is not None:
-            session.fail(LocalError(ErrorCode.UNDEFINED, "replaced by a new request"))
+        if known.opening is not None:
+            known.opening.cancel()
+        if session is not None:  # silently: the client would take an ERROR for the answer to its new request
+            session.abandon(LocalError(ErrorCode.UNDEFINED, "replaced by a new request"))
         self._forget(known)
         return False
 
@@ -221,17 +223,20 @@ class Server:
         except Exception as exc:
             self._refuse(transfer, exc)
             return
-        self._run(self._start_later(transfer, opened))
+        transfer.opening = asyncio.ensure_future(opened)
+        transfer.opening.add_done_callback(lambda done: self._opened(transfer, done))
 
-    async def _start_later(self, transfer: _Transfer, opening: Any) -> None:
-        try:
-            opened = await opening
-            if self._transfers.get(transfer.arrival.key) is not transfer:
-                _discard(opened)  # the client has asked for something else meanwhile
-                return
-            self._start(transfer, opened)
-        except Exception as exc:
-            self._refuse(transfer, exc)
+    def _opened(self, transfer: _Transfer, done: asyncio.Future[Any]) -> None:
+        transfer.opening = None
+        if done.cancelled():
+            self._forget(transfer)  # the client has asked for something else meanwhile, or the server closes
+        elif done.exception() is None and self._transfers.get(transfer.arrival.key) is not transfer:
+            _discard(done.result())  # it was ready just when the client asked for something else
+        else:
+            try:
+                self._start(transfer, done.result())
+            except Exception as exc:
+                self._refuse(transfer, exc)
 
     def _start(self, transfer: _Transfer, opened: Any) -> None:
         request, arrival = transfer.request, transfer.arrival
@@ -413,14 +418,15 @@ class Server:
         finally:
             for session in list(self._sessions):
                 session.close()
-            for task in list(self._tasks):
+            openings = [each.opening for each in self._transfers.values() if each.opening is not None]
+            for task in (*self._tasks, *openings):
                 task.cancel()
             for listener in self.listeners:
                 listener.close()
         for session in list(self._sessions):
             await session.wait_closed()
         self._sessions.clear()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, *openings, return_exceptions=True)
         for listener in self.listeners:
             await listener.closed.wait()
 

@@ -173,13 +173,26 @@ class Session(asyncio.DatagramProtocol, ABC):
         """Whether no block has been transferred."""
         return self._is_opening()
 
-    def resend_opening(self) -> bool:
-        """Send the opening packet again, for a request that was repeated; False when the transfer is past it."""
-        if self.over or self._transport is None or not self._is_opening():
+    def repeats(self) -> bool:
+        """Take the request that began this transfer once more; False when it is to begin another one.
+
+        While no block has been transferred, the opening packet is sent again. Later, it is a copy that was under way
+        for long if the peer still answers; if not, the peer has begun anew.
+        """
+        if self.over:
             return False
-        self.report.duplicates += 1
-        self._send_opening()
+        if not self._is_opening():
+            return not self._machine.timer.retransmits
+        if self._transport is not None:
+            self.report.duplicates += 1
+            self._machine.repeat_opening()
+            self._send_opening()
         return True
+
+    def abandon(self, exc: BaseException) -> None:
+        """End the transfer early, and say nothing to the peer."""
+        if not self.over:
+            self._end(exc, tell_peer=False)
 
     def fail(self, exc: BaseException) -> None:
         """End the transfer early and tell the peer why."""

@@ -10,11 +10,10 @@ any block, so a lost request and a lost OACK need no code of their own.
 Loss is repaired without waiting for a timeout wherever the peer gives a hint, and never by answering a hint twice:
 
 - With a window, an ACK below the window's end says "send again from here" (RFC 7440 section 4). The ACK of the previous
-  window's end says so too, when the first block of this window was lost. Such a repeated ACK counts only if it
-  can be an answer to the present flight, that is half of the shortest round trip after it left; a duplicate made by
-  the network comes earlier, and honouring it would double every window from there on. After blocks were sent again, it
-  counts only when all of them have been dealt with: EDK2 answers each block that it has already by such an ACK, and
-  would be sent window upon window.
+  window's end says so too, when the first block of this window was lost. Such a repeated ACK counts only if it can be
+  an answer to the present flight, half of the shortest round trip after it left: a duplicate made by the network comes
+  earlier, and would double every window from there on. After blocks were sent again, it counts only when all of them
+  have been dealt with: EDK2 answers each block that it has already so, and would be sent window upon window.
 - In lock-step (a window of one) a repeated ACK never causes a block to be sent: that is the Sorcerer's Apprentice
   (RFC 1123 section 4.2.3.1).
 - The receiver acknowledges a gap once, and again only after progress or two round trips; it keeps blocks that arrive
@@ -54,8 +53,8 @@ class State(Enum):
 class Sender:
     """Sends blocks 1 to `last`, after the opening packet if there is one.
 
-    Each call that may lead to sending returns the range of blocks to send now; block 0 is the opening packet. A range
-    never goes beyond the window or the last block. `end` may be called at any time up to the sending of that block.
+    Each call that may lead to sending returns the range of blocks to send now, never beyond the window or the last
+    block; block 0 is the opening packet. `end` may be called at any time up to the sending of that block.
 
     Args:
         window_size: blocks that may be unacknowledged.
@@ -83,9 +82,7 @@ class Sender:
         """Blocks sent again."""
         self.ignored = 0
         """ACKs that asked for nothing."""
-        self.timer = RetransmitTimer(timing)
-        if unheard_retransmits is not None:
-            self.timer.limit = unheard_retransmits
+        self.timer = RetransmitTimer(timing, limit=unheard_retransmits)
         self._rollover: Rollover = rollover
         self._last = last
         self._base = 0 if opening else 1  # the first block not acknowledged
@@ -120,6 +117,11 @@ class Sender:
     def start(self, now: float) -> range:
         """Return the first blocks to send."""
         return self._flight(now)
+
+    def repeat_opening(self) -> None:
+        """Say that the peer is sent block 0 again, as it has asked: the round trip tells nothing more."""
+        self._timed = None
+        self.retransmitted += 1
 
     def receive_ack(self, number: int, now: float) -> range:
         """Take an ACK's block number as it stands on the wire; return the blocks to send."""
@@ -200,8 +202,7 @@ class Sender:
             return self._rewind(now)  # an ACK inside the window: what follows it was lost
         return self._flight(now)
 
-    def _is_early(self, now: float) -> bool:
-        """Tell whether what arrives now cannot be an answer to the present flight yet."""
+    def _is_early(self, now: float) -> bool:  # for an answer to the present flight
         return now - self._flight_at < self.timer.fastest / 2
 
     def _rewind(self, now: float) -> range:
@@ -216,8 +217,7 @@ class Sender:
             end = min(end, self._last + 1)
         blocks = range(self._next, end)
         if blocks:
-            again = min(self._highest, end) - self._next
-            if again > 0:
+            if (again := min(self._highest, end) - self._next) > 0:
                 self.retransmitted += again
                 self._doubtful_until = now + 2 * (self.timer.slowest or self.timer.timing.window_floor)
             if again < len(blocks) and self._timed is None:
@@ -267,9 +267,7 @@ class Receiver:
         """Blocks that had arrived before."""
         self.retransmitted = 0
         """ACKs and opening packets that were due again after a silence."""
-        self.timer = RetransmitTimer(timing)
-        if unheard_retransmits is not None:
-            self.timer.limit = unheard_retransmits
+        self.timer = RetransmitTimer(timing, limit=unheard_retransmits)
         self._rollover = rollover
         self._keep = keep_beyond_gap
         self._kept: set[int] = set()  # blocks beyond the gap; less than a window of them
@@ -307,6 +305,11 @@ class Receiver:
     def start(self, now: float) -> None:
         """Make the opening packet due: `take_ack` then returns 0."""
         self._acknowledge(now, timed=True)
+
+    def repeat_opening(self) -> None:
+        """Say that the peer is sent the opening packet again, as it has asked."""
+        self._is_timed = False
+        self.retransmitted += 1
 
     def receive_oack(self, now: float) -> None:
         """Take the server's OACK, the first or a repeated one: ACK 0 is due while no block has arrived."""

@@ -241,6 +241,48 @@ async def test_a_request_that_is_repeated_while_its_content_is_made_begins_once(
         assert opened == 1
 
 
+class Pending:
+    """Content that is never ready."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+    async def open_read(self, request: Request) -> bytes:
+        self.waiting += 1
+        try:
+            return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+        finally:
+            self.waiting -= 1
+
+    async def open_write(self, request: Request) -> BytesSink:
+        raise LocalError(2, "read-only")
+
+
+async def test_content_that_nobody_waits_for_is_not_made_on() -> None:
+    """A client that asks for one name after the other from one port makes the server work for the last alone."""
+    pending = Pending()
+    async with serve(pending, "127.0.0.1", 0, grace=0) as server, client_socket() as sock:
+        for number in range(50):
+            sock.sendto(encode_packet(ReadRequest(f"name{number}", "octet", ())), server.address)
+        while server.stats.requests < 50 or pending.waiting > 1:
+            await asyncio.sleep(0.001)
+        assert server.stats.active == 1
+    assert pending.waiting == 0
+    assert server.stats.active == 0
+
+
+async def test_closing_leaves_nothing_of_content_that_is_being_made() -> None:
+    """Not even of what was asked for right before."""
+    pending = Pending()
+    server = await serve(pending, "127.0.0.1", 0)
+    async with client_socket() as sock:
+        sock.sendto(encode_packet(ReadRequest("x", "octet", ())), server.address)
+        while not server.stats.requests:
+            await asyncio.sleep(0)
+        await server.aclose(0)
+    assert (pending.waiting, server.stats.active) == (0, 0)
+
+
 async def test_invalid_options_are_left_out_or_refused(root: Path) -> None:
     wrong = ReadRequest("file", "octet", (("blksize", "7"), ("timeout", "0"), ("windowsize", "2")))
     async with serve(root, "127.0.0.1", 0) as server, client_socket() as sock:

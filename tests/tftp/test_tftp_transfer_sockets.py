@@ -32,6 +32,7 @@ from asyncnet.tftp.server import Server
 from asyncnet.udp import Endpoint
 
 CONTENT = random.Random(1).randbytes(200_000)
+PATIENT = Timing(initial=30.0, floor=30.0, cap=30.0)
 QUICK = Timing(initial=0.05, floor=0.05, cap=0.1, max_retransmits=3)
 
 
@@ -359,18 +360,62 @@ async def test_a_repeated_request_does_not_begin_a_second_transfer(server: Serve
         await until(lambda: server.stats.active == 0)
 
 
-async def test_a_new_request_from_the_same_port_replaces_the_old_transfer(server: Server, root: Path) -> None:
+@pytest.mark.parametrize("single_port", [False, True])
+async def test_a_new_request_from_the_same_port_replaces_the_old_transfer(root: Path, single_port: bool) -> None:
+    """And silently: the client would take an ERROR for the answer to its new request."""
     (root / "other").write_bytes(b"other")
-    async with udp.bind("127.0.0.1", 0) as peer:
+    async with (
+        serve(root, "127.0.0.1", 0, single_port=single_port, timing=PATIENT, grace=0) as server,
+        udp.bind("127.0.0.1", 0) as peer,
+    ):
         await send(peer, ReadRequest("file"), server.address)
-        first, old = await recv_from(peer)
+        first, _ = await recv_from(peer)
         assert first == Data(1, CONTENT[:512])
         await send(peer, ReadRequest("other"), server.address)
-        answers = [await recv_from(peer) for _ in range(2)]
-        assert any(isinstance(packet, Error) and address == old for packet, address in answers)
-        new = next(address for packet, address in answers if packet == Data(1, b"other"))
+        answer, new = await recv_from(peer)
+        assert answer == Data(1, b"other")
         await send(peer, Ack(1), new)
         await until(lambda: server.stats.completed == 1)
+        assert server.stats.failed == 1
+        assert peer.stats.received == 2
+
+
+@pytest.mark.parametrize("single_port", [False, True])
+@pytest.mark.parametrize("request_", [ReadRequest("file"), WriteRequest("new")])
+async def test_a_copy_of_the_request_that_comes_late_changes_nothing(
+    root: Path, single_port: bool, request_: ReadRequest | WriteRequest
+) -> None:
+    async with (
+        serve(root, "127.0.0.1", 0, write="create", single_port=single_port, timing=PATIENT, grace=0) as server,
+        udp.bind("127.0.0.1", 0) as peer,
+    ):
+        await send(peer, request_, server.address)
+        _, address = await recv_from(peer)
+        reads = isinstance(request_, ReadRequest)
+        await send(peer, Ack(1) if reads else Data(1, bytes(512)), address)
+        await recv_from(peer)
+        await send(peer, request_, server.address)
+        await until(lambda: server.stats.duplicates == 1)
+        await send(peer, Ack(2) if reads else Data(2, b"end"), address)
+        answer, same = await recv_from(peer)
+        assert (answer, same) == (Data(3, CONTENT[1024:1536]) if reads else Ack(2), address)
+        assert server.stats.requests == 1
+
+
+async def test_a_client_that_begins_anew_is_served_when_it_answers_no_more(server: Server) -> None:
+    async with udp.bind("127.0.0.1", 0) as peer:
+        await send(peer, ReadRequest("file"), server.address)
+        _, address = await recv_from(peer)
+        await send(peer, Ack(1), address)
+        assert (await recv_from(peer))[0] == Data(2, CONTENT[512:1024])
+        assert (await recv_from(peer))[0] == Data(2, CONTENT[512:1024])  # it has been silent
+        await send(peer, ReadRequest("file"), server.address)
+        packet, address = await recv_from(peer)
+        while packet != Data(1, CONTENT[:512]):
+            packet, address = await recv_from(peer)
+        assert server.stats.requests == 2
+        await send(peer, Error(0, "enough"), address)
+        await until(lambda: server.stats.active == 0)
 
 
 async def test_nothing_is_sent_in_answer_to_an_error(server: Server) -> None:

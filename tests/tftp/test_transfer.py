@@ -185,6 +185,20 @@ def test_a_window_that_takes_long_is_waited_for_longer() -> None:
     assert machine.deadline == pytest.approx(now + 0.1 + 0.2)
 
 
+@pytest.mark.parametrize("kind", [Sender, Receiver])
+def test_an_opening_packet_that_was_sent_twice_is_not_measured(kind: type[Sender] | type[Receiver]) -> None:
+    """Karn's rule: nobody knows which of the two the answer belongs to."""
+    machine = kind()
+    machine.start(0.0)
+    machine.repeat_opening()
+    if isinstance(machine, Sender):
+        machine.receive_ack(0, 3.0)
+    else:
+        machine.receive_data(1, 512, 3.0)
+    assert machine.timer.smoothed is None
+    assert machine.retransmitted == 1
+
+
 # The retransmit timer
 
 
