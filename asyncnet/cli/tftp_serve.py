@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 from asyncnet import tftp
 from asyncnet.activation import inherited_sockets
@@ -16,7 +16,6 @@ from asyncnet.addresses import explain, format_address
 from asyncnet.cli.common import Subparsers, address_argument, non_negative_float, positive_int, serve_until_signal
 from asyncnet.loops import run
 from asyncnet.opening import Opening
-from asyncnet.privileges import drop_privileges
 
 __all__ = ["add_serve_parser"]
 
@@ -29,7 +28,7 @@ def add_serve_parser(commands: Subparsers) -> None:
         "serve",
         help="serve a directory",
         description="Serve a directory by TFTP. SIGTERM finishes running transfers first. "
-        "Sockets that systemd hands over (LISTEN_FDS) are used instead of --bind.",
+        "Without --bind, sockets that systemd hands over (LISTEN_FDS) are used.",
     )
     serve.add_argument("directory", metavar="DIR")
     _add_addresses(serve.add_argument_group("where it listens and answers"))
@@ -101,6 +100,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 async def _serve_until_signal(arguments: argparse.Namespace) -> int:
+    _allow_descriptors(3 * arguments.max_sessions + 100)
     opening = _opening(arguments)
     with ExitStack() as stack:
 
@@ -109,8 +109,6 @@ async def _serve_until_signal(arguments: argparse.Namespace) -> int:
             try:
                 if arguments.metrics is not None:
                     stack.enter_context(_metrics(server, *arguments.metrics))
-                if arguments.user is not None:
-                    drop_privileges(arguments.user)
             except BaseException:
                 await server.aclose(0)
                 raise
@@ -118,6 +116,19 @@ async def _serve_until_signal(arguments: argparse.Namespace) -> int:
 
         await serve_until_signal(Opening(open_))
     return 0
+
+
+def _allow_descriptors(count: int) -> None:
+    """Raise the limit on descriptors, mostly 1024: a transfer has a socket and a file, an upload a directory too."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):  # macOS allows less than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @contextmanager
@@ -169,6 +180,7 @@ def _opening(arguments: argparse.Namespace) -> Opening[tftp.Server]:
         single_port=arguments.single_port,
         ports=arguments.ports,
         reuse_port=arguments.reuse_port,
+        user=arguments.user,
         guard=guard,
         limits=tftp.Limits(
             block_size=arguments.max_block_size,

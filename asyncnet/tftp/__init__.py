@@ -2,11 +2,11 @@
 
 from asyncnet.tftp.client import Client
 from asyncnet.tftp.guard import Guard
-from asyncnet.tftp.journal import MetricsCollector, Outcome, TransferRecord
+from asyncnet.tftp.journal import Hooks, MetricsCollector, Outcome, ServerStats, TransferRecord
 from asyncnet.tftp.options import Limits, Options
 from asyncnet.tftp.retransmit import Timing
 from asyncnet.tftp.routing import Remapped, RemapRule, Roots, explain_remap
-from asyncnet.tftp.server import Hooks, Server, ServerStats
+from asyncnet.tftp.server import Server
 from asyncnet.tftp.serving import serve
 from asyncnet.tftp.session import Report
 from asyncnet.tftp.storage import Directory, Request, Storage, WritePolicy

@@ -1,8 +1,9 @@
-"""What is told of transfers: a line each, as text or as JSON, and metrics for Prometheus."""
+"""What is told of transfers: a line each, as text or as JSON, hooks, counts, and metrics for Prometheus."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from enum import Enum
 from typing import Self
 
@@ -15,7 +16,7 @@ from asyncnet.tftp.packets import ErrorCode
 from asyncnet.tftp.session import Report, Session
 from asyncnet.tftp.storage import Request
 
-__all__ = ["MetricsCollector", "Outcome", "TransferRecord", "outcome_of"]
+__all__ = ["Hooks", "MetricsCollector", "Outcome", "ServerStats", "TransferRecord", "outcome_of"]
 
 
 class Outcome(Enum):
@@ -93,6 +94,50 @@ class TransferRecord:
         """Return a line of JSON."""
         fields = attrs.asdict(self) | {"peer": format_address(self.peer), "outcome": self.outcome.name.lower()}
         return json.dumps(fields)
+
+
+@attrs.define
+class ServerStats:
+    """What a server has counted since it was opened."""
+
+    requests: int = 0
+    """Requests that began a transfer or were refused with an ERROR."""
+    active: int = 0
+    """Transfers that run now."""
+    completed: int = 0
+    unconfirmed: int = 0
+    """Completed, except that the client never sent the last acknowledgement."""
+    failed: int = 0
+    """Ended early, by either side."""
+    probes: int = 0
+    """Ended by the client before the first block: it wanted the size, or only to see whether the file exists."""
+    refused: int = 0
+    """Requests answered with an ERROR."""
+    silenced: int = 0
+    """Requests refused without an ERROR, because their source had been sent too many."""
+    denied: int = 0
+    """Requests of addresses that are not admitted; they get no answer."""
+    duplicates: int = 0
+    """Requests that repeated one whose transfer had begun."""
+    dropped: int = 0
+    """Requests that got no answer because a limit on transfers, clients or memory was reached."""
+    malformed: int = 0
+    """Datagrams on the listening socket that are no request."""
+    unsent: int = 0
+    """Datagrams dropped on a single port because too many waited to leave."""
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    retransmitted: int = 0
+
+
+@attrs.frozen
+class Hooks:
+    """What is called at the stages of a transfer; an exception is logged and changes nothing."""
+
+    on_start: Callable[[Request], object] | None = None
+    on_progress: Callable[[Request, int, int | None], object] | None = None
+    """With the bytes so far and, where it is known, their number in all."""
+    on_end: Callable[[TransferRecord], object] | None = None
 
 
 class MetricsCollector(metrics.MetricsCollector):

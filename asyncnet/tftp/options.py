@@ -35,6 +35,11 @@ _BOUNDS: Final = {"blksize": (8, 65464), "windowsize": (1, 65535), "timeout": (1
 """What RFC 2348, RFC 7440 and RFC 2349 allow."""
 
 
+def _check(name: str, value: int, lowest: int, highest: int) -> None:
+    if not lowest <= value <= highest:
+        raise ValueError(f"{name} must be between {lowest} and {highest}, not {value}")
+
+
 @attrs.frozen
 class Options:
     """What a transfer runs with."""
@@ -51,7 +56,11 @@ class Options:
 
 @attrs.frozen
 class Limits:
-    """What a server grants at most."""
+    """What a server grants at most.
+
+    Raises:
+        ValueError: a limit is below what the RFCs allow, or `invalid_option` is unknown.
+    """
 
     block_size: int = MAX_BLOCK_SIZE
     """Bytes."""
@@ -61,6 +70,14 @@ class Limits:
     """Block size times window size, which is the memory that a transfer takes."""
     invalid_option: Literal["ignore", "error"] = "ignore"
     """What an option with a value outside its RFC's bounds meets: it is left out of the answer, or ERROR 8."""
+
+    def __attrs_post_init__(self) -> None:
+        _check("block_size", self.block_size, MIN_BLOCK_SIZE, MAX_BLOCK_SIZE)
+        _check("window_size", self.window_size, 1, MAX_WINDOW_SIZE)
+        if self.window_bytes < 1:
+            raise ValueError(f"window_bytes must be at least 1, not {self.window_bytes}")
+        if self.invalid_option not in ("ignore", "error"):
+            raise ValueError(f"invalid_option must be ignore or error, not {self.invalid_option!r}")
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -99,12 +116,12 @@ def negotiate(
 
     asked = values.get("blksize")
     if asked is not None and asked >= MIN_BLOCK_SIZE:
-        accepted["blksize"] = min(asked, limits.block_size, MAX_BLOCK_SIZE)
+        accepted["blksize"] = min(asked, limits.block_size)
         options = attrs.evolve(options, block_size=accepted["blksize"])
 
     asked = values.get("windowsize")
     if asked is not None and asked >= 1:
-        most = min(limits.window_size, MAX_WINDOW_SIZE, max(1, limits.window_bytes // options.block_size))
+        most = min(limits.window_size, max(1, limits.window_bytes // options.block_size))
         granted = min(asked, most)
         if granted > 1 or asked == 1:
             accepted["windowsize"] = granted
@@ -194,11 +211,6 @@ def accept(asked: OptionPairs, answered: OptionPairs) -> Options:
 def _number(text: str) -> int | None:
     """Return the value of a string of at most 20 decimal digits, else None."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else None
-
-
-def _check(name: str, value: int, lowest: int, highest: int) -> None:
-    if not lowest <= value <= highest:
-        raise ValueError(f"{name} must be between {lowest} and {highest}, not {value}")
 
 
 def _check_answer(name: str, value: int, lowest: int, highest: int) -> None:

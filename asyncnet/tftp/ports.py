@@ -88,6 +88,8 @@ class Listener(asyncio.DatagramProtocol):
 
     async def open(self) -> None:
         """Listen; on any error the socket is closed."""
+        if self.single_port:
+            prepare_socket(self._sock)
         # A request is rare and its notes tell where to answer from. All traffic of a single port would pay for them.
         await attach(self, self._sock, notes=not self.single_port or self.is_wildcard)
 

@@ -25,10 +25,14 @@ class Timing:
     """Retransmissions in a row without an answer before the transfer is given up."""
 
     def capped_by(self, seconds: float | None) -> Timing:
-        """Return these times for a peer that named its retransmission interval (RFC 2349): it is the longest wait."""
+        """Return these times for a peer that named its retransmission interval (RFC 2349): it is the longest wait.
+
+        The first wait stays within the cap that holds without it. It is a wait for a peer that has not answered at all,
+        and a forged request must not keep its place for long.
+        """
         if seconds is None:
             return self
-        return attrs.evolve(self, initial=seconds, cap=max(seconds, self.floor))
+        return attrs.evolve(self, initial=min(seconds, max(self.initial, self.cap)), cap=max(seconds, self.floor))
 
 
 DEFAULT_TIMING: Final = Timing()
@@ -37,8 +41,8 @@ DEFAULT_TIMING: Final = Timing()
 class RetransmitTimer:
     """The retransmit timeout: RFC 6298 with the bounds of a `Timing`, doubled at each timeout.
 
-    Only a packet that was sent once is measured (Karn's rule): the caller sees to that. Until there is progress, `limit`
-    counts instead of what the `Timing` says.
+    Only a packet that was sent once is measured (Karn's rule): the caller sees to that. Until there is progress,
+    `limit` counts instead of what the `Timing` says.
     """
 
     def __init__(self, timing: Timing = DEFAULT_TIMING, *, limit: int | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 import attrs
 
+from asyncnet.addresses import in_networks
 from asyncnet.errors import LocalError
 from asyncnet.tftp.packets import ErrorCode
 from asyncnet.tftp.storage import Request, Storage
@@ -66,9 +67,8 @@ class Roots:
         return (self._storage_of(request) or self._common).open_write(request)
 
     def _storage_of(self, request: Request) -> Storage | None:
-        address = ipaddress.ip_address(str(request.peer[0]).partition("%")[0])
         for network, storage in self._own:
-            if address in network:
+            if in_networks(str(request.peer[0]), (network,)):
                 return storage
         return None
 

@@ -9,6 +9,7 @@ again, and nothing is reflected to an address that may be forged.
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import logging
 import time
@@ -21,7 +22,7 @@ from asyncnet.addresses import Address, format_address
 from asyncnet.errors import LocalError, PacketError
 from asyncnet.tftp.files import BytesSource, NetasciiSink, NetasciiSource, Sink, Source
 from asyncnet.tftp.guard import Guard
-from asyncnet.tftp.journal import Outcome, TransferRecord, outcome_of
+from asyncnet.tftp.journal import Hooks, Outcome, ServerStats, TransferRecord, outcome_of
 from asyncnet.tftp.options import DEFAULT_LIMITS, Limits, negotiate
 from asyncnet.tftp.packets import (
     Ack,
@@ -43,59 +44,16 @@ from asyncnet.tftp.storage import Request, Storage, error_packet_fields
 from asyncnet.tftp.transfer import Receiver, Sender
 from asyncnet.udp.create import attach
 
-__all__ = ["Hooks", "Server", "ServerStats", "Settings"]
+__all__ = ["Server", "Settings"]
 
 logger: Final = logging.getLogger("asyncnet.tftp")
 
 _REQUESTS: Final = (b"\0\1", b"\0\2")
 _CROWD: Final = 4
 """Transfers at once from which on blocks of a turn leave together."""
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _UNHEARD_RETRANSMITS: Final = 3
 """To a client that has not answered at all: its address may be forged, and what is sent there hurts somebody else."""
-
-
-@attrs.define
-class ServerStats:
-    """What a server has counted since it was opened."""
-
-    requests: int = 0
-    """Requests that began a transfer or were refused with an ERROR."""
-    active: int = 0
-    """Transfers that run now."""
-    completed: int = 0
-    unconfirmed: int = 0
-    """Completed, except that the client never sent the last acknowledgement."""
-    failed: int = 0
-    """Ended early, by either side."""
-    probes: int = 0
-    """Ended by the client before the first block: it wanted the size, or only to see whether the file exists."""
-    refused: int = 0
-    """Requests answered with an ERROR."""
-    silenced: int = 0
-    """Requests refused without an ERROR, because their source had been sent too many."""
-    denied: int = 0
-    """Requests of addresses that are not admitted; they get no answer."""
-    duplicates: int = 0
-    """Requests that repeated one whose transfer had begun."""
-    dropped: int = 0
-    """Requests that got no answer because a limit on transfers, clients or memory was reached."""
-    malformed: int = 0
-    """Datagrams on the listening socket that are no request."""
-    unsent: int = 0
-    """Datagrams dropped on a single port because too many waited to leave."""
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    retransmitted: int = 0
-
-
-@attrs.frozen
-class Hooks:
-    """What is called at the stages of a transfer; an exception is logged and changes nothing."""
-
-    on_start: Callable[[Request], object] | None = None
-    on_progress: Callable[[Request, int, int | None], object] | None = None
-    """With the bytes so far and, where it is known, their number in all."""
-    on_end: Callable[[TransferRecord], object] | None = None
 
 
 @attrs.frozen
@@ -108,7 +66,7 @@ class Settings:
     grace: float = 5.0
     ports: range | None = None
     log_format: Literal["text", "json"] = "text"
-    hooks: Hooks = Hooks()
+    hooks: Hooks = attrs.field(factory=Hooks)
 
 
 @attrs.define(eq=False)
@@ -314,6 +272,11 @@ class Server:
         if self._transfers.get(arrival.key) is not transfer:
             return
         self._forget(transfer)
+        if isinstance(exc, OSError) and exc.errno in _EXHAUSTED:  # the client asks again, and does not give up
+            self._stats.dropped += 1
+            self._stats.requests -= 1
+            logger.warning("%s %r: no answer: %s", format_address(arrival.peer), request.name, exc.strerror)
+            return
         code, text = error_packet_fields(exc)
         if not isinstance(exc, LocalError | OSError):
             logger.error("%s %r: the storage failed", format_address(arrival.peer), request.name, exc_info=exc)

@@ -10,13 +10,15 @@ from typing import Final, Literal
 
 from asyncnet.addresses import explain
 from asyncnet.opening import Opening
+from asyncnet.privileges import drop_privileges
 from asyncnet.resolver import resolve
 from asyncnet.tftp.guard import Guard
+from asyncnet.tftp.journal import Hooks
 from asyncnet.tftp.options import DEFAULT_LIMITS, Limits
 from asyncnet.tftp.packets import Rollover
 from asyncnet.tftp.ports import Listener
 from asyncnet.tftp.retransmit import DEFAULT_TIMING, Timing
-from asyncnet.tftp.server import Hooks, Server, Settings
+from asyncnet.tftp.server import Server, Settings
 from asyncnet.tftp.storage import Directory, Storage, WritePolicy
 
 __all__ = ["serve"]
@@ -38,6 +40,7 @@ def serve(
     single_port: bool = False,
     ports: tuple[int, int] | None = None,
     reuse_port: bool = False,
+    user: str | None = None,
     guard: Guard | None = None,
     max_sessions: int = 1000,
     limits: Limits = DEFAULT_LIMITS,
@@ -62,6 +65,7 @@ def serve(
         single_port: answer from the listening port instead of a port for each transfer; this passes NAT.
         ports: the first and the last port that transfers may use; by default the system picks them.
         reuse_port: share the port with other processes that ask for the same.
+        user: become this user for good once the ports are open, before anything is heard; only root may.
         guard: who is admitted, and how much runs at once; `max_sessions` does not count then.
         max_sessions: transfers that may run at once; further requests get no answer, which makes clients try again.
         limits: what the options may be at most.
@@ -74,7 +78,7 @@ def serve(
     Raises:
         ValueError: `write` is no such policy, `max_sessions` is below 1, `ports` is no range, or `rollover` is neither
             0 nor 1.
-        OSError: the directory cannot be read, or an address cannot be used.
+        OSError: the directory cannot be read, an address cannot be used, or this process cannot become `user`.
     """
     policy = WritePolicy(write)
     if max_sessions < 1:
@@ -102,6 +106,8 @@ def serve(
         server = Server(storage, guard or Guard(max_sessions=max_sessions), settings)
         found = list(sockets) or await _open_sockets([(host, port), *addresses], reuse_port=reuse_port)
         try:
+            if user is not None:
+                drop_privileges(user)
             while found:
                 sock = found.pop(0)
                 sock.setblocking(False)

@@ -346,13 +346,11 @@ class Receiver:
         return block
 
     def receive_run(self, number: int, count: int, length: int, now: float) -> int | None:
-        """Take several blocks with consecutive numbers, all of them full but perhaps the last.
+        """Take `count` blocks with consecutive numbers from `number` on, all of them full but perhaps the last.
 
         Args:
-            number: of the first block, as it stands on the wire.
-            count: how many they are.
-            length: bytes of the last.
-            now: when they arrived.
+            number, count: of the first block, as it stands on the wire, and how many they are.
+            length, now: bytes of the last, and when they arrived.
 
         Returns:
             The first block to store, or None when they are not just what comes next: then each is to be taken alone.

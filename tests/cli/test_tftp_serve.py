@@ -15,6 +15,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -195,12 +196,26 @@ async def test_who_is_denied_gets_no_answer(root: Path) -> None:
     (["--remap", "(=x"], 2, "is malformed"),
     (["--root", "10.0.0.0/8=/no/such/directory"], 2, "the directory must exist"),
     (["--ports", "5-1"], 2, "write 40000-40999"),
+    (["--max-block-size", "7"], 1, "block_size must be between 8 and 65464, not 7"),
     (["--max-file-size", "big"], 2, "write 500000, 64K, 500M or 2G"),
 ])  # fmt: skip
 def test_what_is_wrong_is_one_line_with_the_way_out(root: Path, arguments: list[str], status: int, text: str) -> None:
     got, said = fails(root, "--bind", "127.0.0.1:0", *arguments)
     assert got == status
     assert text in said.splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_there_are_descriptors_for_as_many_transfers_as_are_allowed(root: Path) -> None:
+    import resource
+
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (64, hard))
+    with serving(root, "--bind", "127.0.0.1:0", "--max-sessions", "300", preexec_fn=few) as served:
+        limits = Path(f"/proc/{served.process.pid}/limits").read_text()
+    found = re.search(r"Max open files +(\d+)", limits)
+    assert found
+    assert int(found[1]) >= 600
 
 
 def test_a_second_signal_ends_the_grace(tmp_path: Path) -> None:

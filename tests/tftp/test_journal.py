@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import attrs
 import pytest
 
-from asyncnet.tftp.journal import MetricsCollector, Outcome, TransferRecord
-from asyncnet.tftp.server import ServerStats
+from asyncnet.tftp.journal import MetricsCollector, Outcome, ServerStats, TransferRecord
 
 RECORD = TransferRecord(
     peer=("192.0.2.1", 2000), name="a\nb", is_write=False, mode="octet", bytes=2_000_000, seconds=0.5, block_size=1428,

@@ -113,3 +113,13 @@ def test_an_answer_beyond_what_was_asked_is_refused_with_code_8(asked: OptionPai
     with pytest.raises(LocalError) as caught:
         accept(asked, answered)
     assert caught.value.code == 8
+
+
+@pytest.mark.parametrize("limits", [{"block_size": 7}, {"block_size": 65465}, {"window_size": 0},
+                                    {"window_size": 40_000}, {"window_bytes": 0}])  # fmt: skip
+def test_a_limit_that_no_option_can_meet_is_named(limits: dict[str, int]) -> None:
+    (name,) = limits
+    with pytest.raises(ValueError, match=name):
+        Limits(**limits)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="invalid_option"):
+        Limits(invalid_option="warn")  # type: ignore[arg-type]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import random
 import socket
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from asyncnet.errors import LocalError, RemoteError
-from asyncnet.tftp import Client, Guard, Hooks, Limits, Request, Server, Timing, serve
+from asyncnet.tftp import Client, Directory, Guard, Hooks, Limits, Request, Roots, Server, Timing, serve
 from asyncnet.tftp.files import BytesSink
 from asyncnet.tftp.packets import Ack, Data, Error, OptionAck, ReadRequest, WriteRequest, decode_packet, encode_packet
 
@@ -139,6 +141,53 @@ async def test_a_socket_can_be_handed_over(root: Path) -> None:
             assert await client.read("file") == CONTENT
 
 
+async def test_one_socket_for_both_families_can_be_handed_over(root: Path, tmp_path: Path) -> None:
+    """As systemd opens it: IPv4 clients appear as mapped addresses, and count as what they are."""
+    (tmp_path / "file").write_bytes(b"for IPv4")
+    roots = Roots(Directory(root), {"127.0.0.0/8": Directory(tmp_path)})
+    for single_port in (False, True):
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        sock.bind(("::", 0))
+        guard = Guard(allow=["127.0.0.0/8", "::1"])
+        async with serve(roots, sockets=[sock], single_port=single_port, guard=guard) as server:
+            async with Client("127.0.0.9", server.address[1]) as client:
+                assert await client.read("file") == b"for IPv4"
+            async with Client("::1", server.address[1]) as client:
+                assert await client.read("file") == CONTENT
+
+
+async def test_nothing_is_heard_before_the_user_has_changed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[str] = []
+
+    class Told(Made):
+        def open_read(self, request: Request) -> bytes:
+            events.append(request.name)
+            return b""
+
+    monkeypatch.setattr("asyncnet.tftp.serving.drop_privileges", events.append)
+    sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
+    async with client_socket() as sock:
+        for number, listening in enumerate(sockets):
+            listening.bind(("127.0.0.1", 0))
+            sock.sendto(encode_packet(ReadRequest(f"early{number}", "octet", ())), listening.getsockname())
+        async with serve(Told(), sockets=sockets, user="somebody", grace=0) as server:
+            while server.stats.requests < 3:
+                await asyncio.sleep(0.001)
+    assert events == ["somebody", "early0", "early1", "early2"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the option is Linux's")
+async def test_a_single_port_sends_blocks_in_fragments_like_the_others(root: Path) -> None:
+    """With path MTU discovery a block larger than a packet is lost where a router says nothing."""
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    async with serve(root, sockets=[sock], single_port=True):
+        assert sock.getsockopt(socket.IPPROTO_IP, 10) == 0  # IP_MTU_DISCOVER is IP_PMTUDISC_DONT
+
+
 async def test_many_clients_share_a_single_port(root: Path) -> None:
     async with serve(root, "127.0.0.1", 0, write="create", single_port=True) as server:
         async with Client(*server.address, block_size=1000, window_size=4) as client:
@@ -210,6 +259,7 @@ async def test_content_can_be_made(kind: type[Made], single_port: bool, caplog: 
     request = made.requests[0]
     assert (request.name, request.mode, request.is_write, request.local_addr) == ("hello", "octet", False, "127.0.0.1")
     assert ("tsize", "0") in request.options
+    assert request.interface == (0 if single_port else socket.if_nametoindex("lo") if sys.platform == "linux" else 0)
     assert server.stats.active == 0
 
 
@@ -325,6 +375,24 @@ async def test_the_memory_of_windows_is_limited(root: Path) -> None:
             answer, addr = await answer_to(two, large, server.address)
             assert isinstance(answer, OptionAck)
             two.sendto(encode_packet(Error(0, "enough")), addr)
+
+
+async def test_without_descriptors_requests_get_no_answer(caplog: pytest.LogCaptureFixture) -> None:
+    """Boot ROMs ask again then; an ERROR would make them give up."""
+
+    class Exhausted(Made):
+        def open_read(self, request: Request) -> bytes:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    async with serve(Exhausted(), "127.0.0.1", 0) as server, client_socket() as sock:
+        sock.sendto(encode_packet(ReadRequest("x", "octet", ())), server.address)
+        while not server.stats.dropped:
+            await asyncio.sleep(0.001)
+        sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            sock.recv(100)
+        assert (server.stats.requests, server.stats.active) == (0, 0)
+    assert "Too many open files" in caplog.text
 
 
 async def test_a_source_gets_few_errors(root: Path) -> None:

@@ -234,6 +234,16 @@ def test_a_named_interval_is_the_longest_wait() -> None:
     assert Timing().capped_by(None) == Timing()
 
 
+def test_a_forged_request_with_a_long_interval_does_not_keep_its_place() -> None:
+    machine = Sender(timing=Timing().capped_by(255), unheard_retransmits=3)
+    machine.start(0.0)
+    now = 0.0
+    while machine.deadline is not None:
+        now = machine.deadline
+        machine.handle_timer(now)
+    assert now <= 8 * (1 + 2 + 4 + 8)
+
+
 # Receiver
 
 
