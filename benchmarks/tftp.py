@@ -122,7 +122,7 @@ def tree_of(pid: int) -> list[int]:
 
 
 class MemoryWatch(threading.Thread):
-    """Looks at a server's memory now and then, in PSS; `most` is the highest, in bytes."""
+    """Looks at a server's memory now and then, and at the end, in PSS; `most` is the highest, in bytes."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -132,16 +132,20 @@ class MemoryWatch(threading.Thread):
 
     def run(self) -> None:
         while not self._over.wait(0.3):
-            total = 0
-            for pid in tree_of(self._pid):
-                with contextlib.suppress(OSError):
-                    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-                    total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
-            self.most = max(self.most, total)
+            self._look()
+
+    def _look(self) -> None:
+        total = 0
+        for pid in tree_of(self._pid):
+            with contextlib.suppress(OSError):
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+        self.most = max(self.most, total)
 
     def stop(self) -> int:
         self._over.set()
         self.join()
+        self._look()  # a transfer may have been over before the first look
         return self.most
 
 
@@ -200,16 +204,21 @@ def pair(name: str, *, root: Path, size: int, block: int, window: int) -> dict[s
             "atftp": [*["atftp", "--get", "-r"], file.name, "-l", local, "--option", f"blksize {block}", "--option"],
         }[client]
         command += [f"windowsize {window}", target.host, str(target.port)] if client == "atftp" else []
+        watch = MemoryWatch(target.pid)
+        watch.start()
         before = cpu_of_tree(target.pid)
         begin = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         pin(process.pid, 1)
         _, errors = process.communicate(timeout=LIMIT)
         seconds = time.perf_counter() - begin
+        memory = watch.stop()
         if process.returncode or Path(local).stat().st_size != size:
             raise RuntimeError(f"{' '.join(command)}: {errors}")
         used = cpu_of_tree(target.pid) - before
-    return {"done": 1, "failed": 0, "wrong": 0, "resent": 0, "gaps": 0, "memory": 0} | _figures(size, seconds, used)
+    return {"done": 1, "failed": 0, "wrong": 0, "resent": 0, "gaps": 0, "memory": memory} | _figures(
+        size, seconds, used
+    )
 
 
 # The tables.
@@ -230,8 +239,8 @@ def parts(root: Path, rounds: int, wanted: Sequence[str], only: str) -> dict[str
     single: Sequence[tuple[int, int, int, tuple[str, ...]]] = (
         (512, 1, 4, (*one, *C_SERVERS)),
         (1428, 1, 4, (*one, *C_SERVERS, *PYTHON_SERVERS)),
-        (1428, 16, 64, (*one, "atftpd", "dnsmasq")),
-        (1428, 64, 64, (*one, "atftpd")),
+        (1428, 16, 64, (*one, *C_SERVERS)),  # of which tftp-hpa and dnsmasq stay in lock-step
+        (1428, 64, 64, (*one, *C_SERVERS)),
         (8192, 64, 64, (*one, "atftpd")),
         (65464, 4, 64, (*one, "atftpd")),
     )
@@ -255,7 +264,7 @@ def parts(root: Path, rounds: int, wanted: Sequence[str], only: str) -> dict[str
         partial(storm, root=root, size=MIB, clients=1000, block=1428, window=1),
     )
     plans["5 % loss, one client, 64 MiB, block 1428, window 16"] = (
-        (*one, "atftpd"),
+        (*one, *C_SERVERS),
         partial(lossy, size=64 * MIB, window=16),
     )
     plans["5 % loss, one client, 512 KiB, block 1428, lock-step"] = (
@@ -272,11 +281,12 @@ def parts(root: Path, rounds: int, wanted: Sequence[str], only: str) -> dict[str
 
 def table(title: str, runs: list[dict[str, Any]]) -> Table:
     names = sorted({run["name"] for run in runs}, key=lambda name: -median_of(runs, name, "rate"))
+    ours = OURS if OURS in names else f"{OURS} from {OURS}"
     rows = []
     for name in names:
         mine = [run for run in runs if run["name"] == name]
         row = [name, f"{median_of(runs, name, 'rate') / 1e6:.1f}"]
-        row.append(f"{ratio(runs, OURS, name, 'rate'):.2f}" if OURS in names else "-")
+        row.append(f"{ratio(runs, ours, name, 'rate'):.2f}" if ours in names else "-")
         # The children of in.tftpd leave no trace of what they used.
         row.append(f"{median_of(runs, name, 'cpu_per_gb'):.2f}" if name != HPA else "-")
         row.append(f"{median_of(runs, name, 'memory') / 1e6:.0f}" if mine[0]["memory"] else "-")

@@ -203,9 +203,14 @@ def _throttled(seconds: float, show: ProgressCallback) -> ProgressCallback:
 @contextmanager
 def _plain_progress() -> Iterator[Callable[[str], ProgressCallback]]:
     def begin_line(label: str) -> ProgressCallback:
+        begin = time.monotonic()
+
         def show(done: int, total: int | None) -> None:
+            rate = done / max(time.monotonic() - begin, 1e-6)
             share = f" {done * 100 // total:3d} %" if total else ""
-            print(f"\r{label} {human_bytes(done)}{share}  ", end="", file=sys.stderr, flush=True)
+            left = f", {max(total - done, 0) / rate:.0f} s left" if total and rate else ""
+            line = f"{label} {human_bytes(done)}{share}, {human_bytes(rate)}/s{left}"
+            print(f"\r{line}  ", end="", file=sys.stderr, flush=True)
 
         return _throttled(0.2, show)
 

@@ -235,6 +235,10 @@ class FileSink:
             if mode is not None and hasattr(os, "fchmod"):
                 with suppress(OSError):
                     os.fchmod(self._fd, mode)
+        except OSError as exc:
+            self.abort()
+            exc.filename = self._target  # the temporary name would tell nobody anything
+            raise
         except BaseException:
             self.abort()
             raise

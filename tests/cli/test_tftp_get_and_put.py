@@ -7,6 +7,7 @@ import hashlib
 import os
 import pty
 import random
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from asyncnet.cli.common import progress_bars
 from asyncnet.tftp import Server, serve
 
 FILES = {f"file{number}": random.Random(number).randbytes(50_000 * number) for number in range(1, 7)}
@@ -119,6 +121,24 @@ async def test_a_terminal_sees_a_bar(server: Server, tmp_path: Path) -> None:
         os.close(follower)
     assert "file6" in shown
     assert "300.0/300.0 kB" in shown or "100 %" in shown
+
+
+def test_without_rich_a_line_tells_share_rate_and_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leader, follower = pty.openpty()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: leader, raising=False)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    try:
+        with progress_bars() as begin_bar:
+            show = begin_bar("file6")
+            assert show is not None
+            show(1 << 20, 4 << 20)
+    finally:
+        os.close(leader)
+        os.close(follower)
+    assert re.search(r"file6 1.0 MiB  25 %, \S+ \w+/s, \d+ s left", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("words", "text"), [

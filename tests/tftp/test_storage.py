@@ -121,6 +121,12 @@ def test_what_is_no_regular_file_is_never_replaced(target: str) -> None:
         FileSink(target)
 
 
+def test_what_cannot_be_written_is_named_and_not_its_temporary_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        FileSink(tmp_path / "nowhere" / "file")
+    assert caught.value.filename == str(tmp_path / "nowhere" / "file")
+
+
 def test_bytes_may_arrive_out_of_order_up_to_the_limit() -> None:
     sink = BytesSink(limit=10)
     sink.store([memoryview(b"56789")], 5)
