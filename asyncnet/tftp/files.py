@@ -278,12 +278,27 @@ class FileSink:
         if self._replace:
             os.replace(self._temporary, self._target, src_dir_fd=self._dir_fd, dst_dir_fd=self._dir_fd)
             self._temporary = ""
-        elif hasattr(os, "link"):
-            os.link(self._temporary, self._target, src_dir_fd=self._dir_fd, dst_dir_fd=self._dir_fd)
-        else:
-            os.rename(self._temporary, self._target)
+        elif not self._link():
+            if self._mode_of_target() is not None:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self._target)
+            os.rename(self._temporary, self._target, src_dir_fd=self._dir_fd, dst_dir_fd=self._dir_fd)
             self._temporary = ""
+        if self._sync and self._dir_fd is not None:
+            with suppress(OSError):  # some file systems cannot
+                os.fsync(self._dir_fd)  # the name too
         self.abort()
+
+    def _link(self) -> bool:
+        """Give the file its name, unless another has it; False where the file system (FAT) has no second names."""
+        if not hasattr(os, "link"):
+            return False
+        try:
+            os.link(self._temporary, self._target, src_dir_fd=self._dir_fd, dst_dir_fd=self._dir_fd)
+        except OSError as exc:
+            if exc.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            return False
+        return True
 
     def abort(self) -> None:
         """See `Sink`."""

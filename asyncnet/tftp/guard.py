@@ -25,7 +25,8 @@ class Guard:
         deny: networks or addresses whose clients are not admitted, whatever `allow` says.
         max_sessions: transfers at once.
         max_sessions_per_client: transfers at once of one client; by default as many as of all.
-        max_memory: bytes of all windows together.
+        max_memory: bytes of all windows together; a window that is sent takes up to twice its bytes, for the next one
+            is read while it travels.
         errors_per_second: ERROR packets that a source may cause in the long run; ten times as many may come at once.
 
     Raises:

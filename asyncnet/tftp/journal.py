@@ -123,6 +123,8 @@ class ServerStats:
     """Requests that got no answer because a limit on transfers, clients or memory was reached."""
     malformed: int = 0
     """Datagrams on the listening socket that are no request."""
+    rejected: int = 0
+    """Datagrams of clients within their transfers that were no packet of it."""
     unsent: int = 0
     """Datagrams dropped on a single port because too many waited to leave."""
     sent_bytes: int = 0

@@ -319,6 +319,7 @@ class Server:
             self._sessions = {each for each in self._sessions if not each.closed}
         request, report, stats = transfer.request, session.report, self._stats
         stats.retransmitted += report.retransmitted
+        stats.rejected += report.rejected
         if request.is_write:
             stats.received_bytes += report.bytes
         else:

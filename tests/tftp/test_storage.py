@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +115,21 @@ def test_a_file_that_came_into_being_meanwhile_is_not_replaced(tmp_path: Path) -
     sink.abort()
     assert target.read_bytes() == b"other"
     assert os.listdir(tmp_path) == ["target"]
+
+
+def test_a_file_system_without_links_takes_new_files_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    sinks = [FileSink(tmp_path / "target", replace=False) for _ in range(2)]
+    for number, sink in enumerate(sinks):
+        sink.store([memoryview(b"%d" % number)], 0)
+    sinks[0].commit()
+    with pytest.raises(FileExistsError):
+        sinks[1].commit()
+    sinks[1].abort()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"target": b"0"}
 
 
 @pytest.mark.parametrize("target", ["/dev/null", "/"])
@@ -270,9 +287,14 @@ def test_an_upload_needs_room(root: Path) -> None:
 
 
 def test_an_upload_is_on_the_disk_before_it_is_acknowledged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fsync", synced.append)
+    """First its bytes, then its name."""
+    synced: list[tuple[bool, bool]] = []
+
+    def record(fd: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(fd).st_mode), (root / "new").exists()))
+
+    monkeypatch.setattr(os, "fsync", record)
     for sync in (True, False):
         directory = Directory(root, write=WritePolicy.OVERWRITE, sync=sync)
         directory.open_write(asked("new")).commit()
-        assert len(synced) == 1
+        assert synced == [(False, False), (True, True)]

@@ -207,6 +207,17 @@ async def test_on_a_single_port_strangers_get_no_answer(root: Path) -> None:
         assert server.stats.malformed == 5
 
 
+async def test_what_is_no_packet_of_a_transfer_is_counted(root: Path) -> None:
+    async with serve(root, "127.0.0.1", 0) as server, client_socket() as sock:
+        _, addr = await answer_to(sock, ReadRequest("file", "octet", ()), server.address)
+        for garbage in (b"", b"\0", b"\0\7\0\0", encode_packet(Data(1, b"x"))):
+            sock.sendto(garbage, addr)
+        sock.sendto(encode_packet(Error(0, "enough")), addr)
+        while server.stats.active:
+            await asyncio.sleep(0.001)
+        assert server.stats.rejected == 4
+
+
 # What it serves.
 
 
