@@ -43,6 +43,7 @@ asyncnet.tftp.storage
 asyncnet.tftp.routing asyncnet.tftp.guard
 asyncnet.tftp.session
 asyncnet.tftp.sending asyncnet.tftp.receiving asyncnet.tftp.ports asyncnet.tftp.journal
+asyncnet.tftp.answering
 asyncnet.tftp.client asyncnet.tftp.server
 asyncnet.tftp.serving asyncnet.tftp.urls
 asyncnet.tftp

@@ -235,7 +235,7 @@ class Client:
 
     async def _transfer(self, begin: Callable[[Address, int | None, int], Session], *, trains: bool) -> Report:
         """Run a transfer, and run it again without options where these seem to be what the server cannot take."""
-        family, server = (await resolve(self.host, self.port, action="reach", kind=socket.SOCK_DGRAM))[0]
+        family, server = await self._resolve()
         most = self._timing.max_retransmits
         if self._use_options:
             sock, block_size = self._new_socket(family, server)
@@ -251,6 +251,10 @@ class Client:
                 most -= most // 2 + 1
         sock, _ = self._new_socket(family, server)
         return await self._run(_begin_on(sock, partial(begin, server, None, most)), sock, trains=False)
+
+    async def _resolve(self) -> tuple[int, Address]:
+        """Return the family and the address of the server."""
+        return (await resolve(self.host, self.port, action="reach", kind=socket.SOCK_DGRAM))[0]
 
     def _new_socket(self, family: int, server: Address) -> tuple[socket.socket, int]:
         """Return a socket for one transfer, and the size of blocks to ask for."""

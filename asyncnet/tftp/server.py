@@ -20,15 +20,13 @@ import attrs
 
 from asyncnet.addresses import Address, format_address
 from asyncnet.errors import LocalError, PacketError
-from asyncnet.tftp.files import BytesSource, NetasciiSink, NetasciiSource, Sink, Source
+from asyncnet.tftp.answering import discard, open_for, session_for
 from asyncnet.tftp.guard import Guard
 from asyncnet.tftp.journal import Hooks, Outcome, ServerStats, TransferRecord, outcome_of
-from asyncnet.tftp.options import DEFAULT_LIMITS, Limits, negotiate
+from asyncnet.tftp.options import DEFAULT_LIMITS, Limits
 from asyncnet.tftp.packets import (
-    Ack,
     Error,
     ErrorCode,
-    OptionAck,
     ReadRequest,
     Rollover,
     WriteRequest,
@@ -38,10 +36,9 @@ from asyncnet.tftp.packets import (
 from asyncnet.tftp.ports import Arrival, Listener, transfer_socket
 from asyncnet.tftp.receiving import ReceiveSession
 from asyncnet.tftp.retransmit import DEFAULT_TIMING, Timing
-from asyncnet.tftp.sending import Outbox, SendSession
+from asyncnet.tftp.sending import Outbox
 from asyncnet.tftp.session import Report, Session
 from asyncnet.tftp.storage import Request, Storage, error_packet_fields
-from asyncnet.tftp.transfer import Receiver, Sender
 from asyncnet.udp.create import attach
 
 __all__ = ["Server", "Settings"]
@@ -52,8 +49,6 @@ _REQUESTS: Final = (b"\0\1", b"\0\2")
 _CROWD: Final = 4
 """Transfers at once from which on blocks of a turn leave together."""
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_UNHEARD_RETRANSMITS: Final = 3
-"""To a client that has not answered at all: its address may be forged, and what is sent there hurts somebody else."""
 
 
 @attrs.frozen
@@ -172,9 +167,7 @@ class Server:
         self._count_active()
         self._idle.clear()
         try:
-            if request.mode not in ("octet", "netascii"):
-                raise LocalError(ErrorCode.ILLEGAL_OPERATION, "the mode must be octet or netascii")
-            opened: Any = self._storage.open_write(request) if request.is_write else self._storage.open_read(request)
+            opened: Any = open_for(request, self._storage)
             if not inspect.isawaitable(opened):
                 self._start(transfer, opened)
                 return
@@ -189,7 +182,7 @@ class Server:
         if done.cancelled():
             self._forget(transfer)  # the client has asked for something else meanwhile, or the server closes
         elif done.exception() is None and self._transfers.get(transfer.arrival.key) is not transfer:
-            _discard(done.result())  # it was ready just when the client asked for something else
+            discard(done.result())  # it was ready just when the client asked for something else
         else:
             try:
                 self._start(transfer, done.result())
@@ -199,9 +192,17 @@ class Server:
     def _start(self, transfer: _Transfer, opened: Any) -> None:
         request, arrival = transfer.request, transfer.arrival
         try:
-            session = self._sending(request, opened) if not request.is_write else self._receiving(request, opened)
+            session = session_for(
+                request,
+                opened,
+                limits=self._settings.limits,
+                timing=self._settings.timing,
+                rollover=self._settings.rollover,
+                progress=self._progress_of(request),
+                outbox=self._outbox,
+            )
         except BaseException:
-            _discard(opened)
+            discard(opened)
             raise
         host, memory = str(arrival.peer[0]), session.options.block_size * session.options.window_size
         self._guard.leave(host, 0)
@@ -210,7 +211,7 @@ class Server:
             self._stats.dropped += 1
             self._stats.requests -= 1
             self._forget(transfer)
-            _discard(opened)
+            discard(opened)
             return
         self._guard.enter(host, memory)
         transfer.memory = memory
@@ -222,36 +223,6 @@ class Server:
             arrival.listener.enter(session, arrival)
         else:
             self._run(self._open_socket(session, arrival))
-
-    def _sending(self, request: Request, opened: Source | bytes) -> Session:
-        source: Source = BytesSource(opened) if isinstance(opened, bytes) else opened
-        if request.mode == "netascii":
-            source = NetasciiSource(source)
-        options, accepted = negotiate(request.options, limits=self._settings.limits, size=source.size)
-        timing = self._settings.timing.capped_by(options.timeout)
-        sender = Sender(
-            opening=bool(accepted),
-            rollover=self._settings.rollover or 0,
-            timing=timing,
-            unheard_retransmits=_UNHEARD_RETRANSMITS,
-        )
-        opening = encode_packet(OptionAck(accepted)) if accepted else b""
-        progress = self._progress_of(request)
-        return SendSession(source, sender, opening=opening, options=options, progress=progress, outbox=self._outbox)
-
-    def _receiving(self, request: Request, sink: Sink) -> Session:
-        if request.mode == "netascii":
-            sink = NetasciiSink(sink)
-        options, accepted = negotiate(request.options, limits=self._settings.limits, is_write=True)
-        timing = self._settings.timing.capped_by(options.timeout)
-        receiver = Receiver(
-            rollover=self._settings.rollover,
-            keep_beyond_gap=sink.random_access,
-            timing=timing,
-            unheard_retransmits=_UNHEARD_RETRANSMITS,
-        )
-        opening = encode_packet(OptionAck(accepted) if accepted else Ack(0))
-        return ReceiveSession(sink, receiver, opening=opening, options=options, progress=self._progress_of(request))
 
     def _progress_of(self, request: Request) -> Callable[[int, int | None], object] | None:
         hook = self._settings.hooks.on_progress
@@ -399,12 +370,3 @@ class Server:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
-
-
-def _discard(opened: object) -> None:
-    """Let go of what a storage has opened."""
-    for name in ("abort", "close"):
-        release = getattr(opened, name, None)
-        if release is not None:
-            release()
-            return

@@ -78,6 +78,15 @@ class Wire(Protocol):
     def close(self) -> None: ...
 
 
+class Cancellable(Protocol):
+    """A timer that was set."""
+
+    def cancel(self) -> None: ...
+
+
+CallLater: TypeAlias = Callable[[float, Callable[[], None]], Cancellable]
+
+
 class Session(asyncio.DatagramProtocol, ABC):
     """What sending and receiving share.
 
@@ -113,9 +122,9 @@ class Session(asyncio.DatagramProtocol, ABC):
         self._progress = progress
         self._tid_errors = 0
         self._transport: Wire | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._call_later: CallLater | None = None
         self._started = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Cancellable | None = None
         self._timer_at = 0.0
         self._closed = asyncio.Event()
 
@@ -126,11 +135,20 @@ class Session(asyncio.DatagramProtocol, ABC):
     # What the transport calls.
 
     def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-        self._loop = asyncio.get_running_loop()
+        self.begin(transport, asyncio.get_running_loop().call_later)
+
+    def begin(self, wire: Wire, call_later: CallLater) -> None:
+        """Begin the transfer.
+
+        Args:
+            wire: what packets leave by.
+            call_later: sets a timer, as the method of an event loop does; there is one at most at a time.
+        """
+        self._transport = wire
+        self._call_later = call_later
         self._started = self._clock()
         if self.over:  # aborted while the socket was being opened
-            transport.close()
+            wire.close()
             return
         try:
             self._start(self._started)
@@ -326,12 +344,12 @@ class Session(asyncio.DatagramProtocol, ABC):
 
     def _rearm(self) -> None:
         deadline = self._machine.deadline
-        if deadline is None or self._loop is None or self._transport is None:
+        if deadline is None or self._call_later is None or self._transport is None:
             self._cancel_timer()
         elif self._timer is None or self._timer_at > deadline:
             self._cancel_timer()
             self._timer_at = deadline
-            self._timer = self._loop.call_later(max(0.0, deadline - self._clock()), self._on_timer)
+            self._timer = self._call_later(max(0.0, deadline - self._clock()), self._on_timer)
         # A timer that is due earlier stays: it looks at the deadline when it fires.
 
     def _cancel_timer(self) -> None:
@@ -356,7 +374,7 @@ class Session(asyncio.DatagramProtocol, ABC):
     def _end(self, error: BaseException | None = None, *, tell_peer: bool = True) -> None:
         self.over = True
         self.error = error
-        if self._loop is not None:
+        if self._call_later is not None:
             self.report.seconds = self._clock() - self._started
         self.report.retransmitted = self._machine.retransmitted
         if error is not None and tell_peer:
