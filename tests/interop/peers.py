@@ -226,10 +226,14 @@ class PeerServer:
     root: Path
 
     def offer(self, name: str, data: bytes) -> None:
-        """Put a file into the directory that is served."""
-        path = self.root / name
-        path.write_bytes(data)
-        path.chmod(0o644)
+        """Put a file into the directory that is served.
+
+        It is a new one each time: dnsmasq goes on with the old file, and its size, until it has seen the last ACK.
+        """
+        new = self.root / f".{name}.new"
+        new.write_bytes(data)
+        new.chmod(0o644)
+        new.replace(self.root / name)
 
     async def wait_uploaded(self, name: str, size: int, timeout: float = 10) -> bytes:
         """Return the file `name` once it has `size` bytes: atftpd acknowledges the last block before it is written."""
