@@ -21,8 +21,18 @@ from asyncnet.compat.serving import Job, Stats
 from asyncnet.compat.tasks import Driver, bounded
 from asyncnet.compat.traps import Trap, current_driver, sleep, trap
 from asyncnet.errors import ClosedError
+from asyncnet.udp.create import attach
 
-__all__ = ["MAX_PENDING", "Arrived", "DatagramHandler", "DatagramService", "Endpoint", "attend", "open_endpoint"]
+__all__ = [
+    "MAX_PENDING",
+    "Arrived",
+    "DatagramHandler",
+    "DatagramService",
+    "Endpoint",
+    "attend",
+    "on_this_engine",
+    "open_endpoint",
+]
 
 logger: Final = logging.getLogger("asyncnet.compat")
 
@@ -47,11 +57,11 @@ class Endpoint:
     open `asyncnet.compat.timeout`.
     """
 
-    def __init__(self, sock: Any, driver: Driver, *, connected: bool = False, shared: bool = False) -> None:
+    def __init__(self, sock: Any, driver: Driver, *, shared: bool = False) -> None:
         self._sock = sock
         self._driver = driver
         self._shared = shared  # the server's: closing it is not for a handler
-        self._peer = sock.getpeername() if connected else None
+        self._peer = _peer_of(sock)
         self._readable = Trap(EVENT_READ, sock, drained=True)
         self._writable = Trap(EVENT_WRITE, sock, drained=True)
 
@@ -60,6 +70,11 @@ class Endpoint:
         """The address that it is bound to."""
         address: Address = self._sock.getsockname()
         return address
+
+    @property
+    def remote_addr(self) -> Address | None:
+        """The only peer; None when there is none."""
+        return self._peer
 
     async def recv(self) -> tuple[bytes, Address]:
         """Wait for a datagram; return it and its sender.
@@ -119,14 +134,6 @@ class Endpoint:
         except OSError as exc:
             raise explain(exc, "send to", addr or self._peer) from exc
 
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return ``socket``, ``sockname`` or ``peername``, and `default` for anything else."""
-        if name == "socket":
-            return self._sock
-        if name == "peername":
-            return default if self._peer is None else self._peer
-        return self.local_addr if name == "sockname" else default
-
     def close(self) -> None:
         """Close the socket."""
         if self._sock.fileno() >= 0 and not self._shared:
@@ -174,12 +181,31 @@ async def open_endpoint(
         if remote_addr is not None:
             return await udp.connect(*remote_addr, local_addr=local_addr, broadcast=broadcast)
         return await udp.bind(*(local_addr or ("", 0)), broadcast=broadcast)
-    sock = _open_socket(local_addr, remote_addr, broadcast=broadcast)
+    return await on_this_engine(_open_socket(local_addr, remote_addr, broadcast=broadcast))
+
+
+async def on_this_engine(sock: socket.socket) -> Endpoint | udp.Endpoint:
+    """Return an endpoint for a UDP socket, which it owns, on whatever engine the caller runs."""
+    driver = current_driver()
+    if driver is None:
+        endpoint = udp.Endpoint()
+        sock.setblocking(False)
+        await attach(endpoint, sock)
+        return endpoint
     try:
-        return Endpoint(driver.adopt(sock), driver, connected=remote_addr is not None)
+        sock = driver.adopt(sock)
+        return Endpoint(sock, driver)
     except BaseException:
         sock.close()
         raise
+
+
+def _peer_of(sock: Any) -> Address | None:
+    try:
+        peer: Address = sock.getpeername()
+    except OSError:  # not connected
+        return None
+    return peer
 
 
 def _open_socket(local: Any, remote: Any, *, broadcast: bool = False) -> socket.socket:
