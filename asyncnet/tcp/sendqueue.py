@@ -8,7 +8,7 @@ import socket
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["Buffer", "FileEnded", "SendQueue"]
+__all__ = ["Buffer", "FileEnded", "FilePart", "SendQueue"]
 
 _OF_THE_FILE: Final = frozenset((errno.EBADF, errno.EINVAL, errno.EIO, errno.ENOSYS, errno.EOVERFLOW, errno.ESPIPE))
 """Errors of sendfile(2) that say nothing of the connection."""
@@ -27,7 +27,19 @@ FILE_PART: Final = 1 << 20
 """Bytes of a file that are sent at a time, so that others get a turn."""
 
 
-class _FilePart:
+class FilePart:
+    """A part of a file that is to be sent.
+
+    Args:
+        fd: of a regular file; it may be closed afterwards.
+        offset: of the first byte.
+        count: bytes.
+        ended: called when they have left, or fewer at the end of the file.
+
+    Raises:
+        OSError: the system lacks a descriptor.
+    """
+
     __slots__ = ("begin", "end_offset", "ended", "fd", "offset")
 
     def __init__(self, fd: int, offset: int, count: int, ended: FileEnded) -> None:
@@ -37,6 +49,7 @@ class _FilePart:
         self.ended = ended
 
     def end(self, exc: OSError | None) -> None:
+        """Let go of the file, and tell."""
         os.close(self.fd)
         self.ended(self.offset - self.begin, exc)
 
@@ -51,7 +64,7 @@ class SendQueue:
     __slots__ = ("_pieces", "size")
 
     def __init__(self) -> None:
-        self._pieces: list[Buffer | _FilePart] = []
+        self._pieces: list[Buffer | FilePart] = []
         self.size = 0
 
     def __bool__(self) -> bool:
@@ -68,9 +81,9 @@ class SendQueue:
         else:
             pieces.append(bytearray(data))
 
-    def append_file(self, fd: int, offset: int, count: int, ended: FileEnded) -> None:
-        """Add `count` bytes of a file from `offset`; `ended` is called when they have left, or fewer at its end."""
-        self._pieces.append(_FilePart(fd, offset, count, ended))
+    def append_file(self, part: FilePart) -> None:
+        """Add a part of a file."""
+        self._pieces.append(part)
 
     def send(self, sock: socket.socket) -> int:
         """Send what the socket takes in one call, and return the number of bytes; 0 when it takes none.
@@ -80,7 +93,7 @@ class SendQueue:
         """
         first = self._pieces[0]
         try:
-            if isinstance(first, _FilePart):
+            if isinstance(first, FilePart):
                 return self._send_file(sock, first)
             return self._send_bytes(sock, first)
         except (BlockingIOError, InterruptedError):
@@ -90,7 +103,7 @@ class SendQueue:
         run: list[Buffer] = []
         size = 0
         for piece in self._pieces[:PIECES]:
-            if isinstance(piece, _FilePart):
+            if isinstance(piece, FilePart):
                 break
             run.append(piece)
             size += len(piece)
@@ -109,7 +122,7 @@ class SendQueue:
         pieces = self._pieces
         done = 0
         for piece in pieces:
-            if isinstance(piece, _FilePart) or len(piece) > sent:
+            if isinstance(piece, FilePart) or len(piece) > sent:
                 break
             sent -= len(piece)
             done += 1
@@ -121,7 +134,7 @@ class SendQueue:
             else:
                 pieces[0] = memoryview(first)[sent:]  # type: ignore[arg-type]
 
-    def _send_file(self, sock: socket.socket, part: _FilePart) -> int:
+    def _send_file(self, sock: socket.socket, part: FilePart) -> int:
         exc: OSError | None = None
         sent = 0
         try:
@@ -140,5 +153,5 @@ class SendQueue:
         """Forget everything, and tell those who wait for a file."""
         pieces, self._pieces, self.size = self._pieces, [], 0
         for piece in pieces:
-            if isinstance(piece, _FilePart):
+            if isinstance(piece, FilePart):
                 piece.end(exc or ConnectionAbortedError("the connection was closed before the file was sent"))

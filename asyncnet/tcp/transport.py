@@ -16,11 +16,12 @@ from asyncio.trsock import TransportSocket
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
+from weakref import ref
 
 from asyncnet.addresses import Address
 from asyncnet.perloop import PerLoop
 from asyncnet.poller import Poller, poller_of
-from asyncnet.tcp.sendqueue import Buffer, FileEnded, SendQueue
+from asyncnet.tcp.sendqueue import Buffer, FileEnded, FilePart, SendQueue
 
 __all__ = ["HARD_LIMIT", "READ_SIZE", "SocketTransport"]
 
@@ -28,10 +29,6 @@ READ_SIZE: Final = 65536
 """Bytes that are read at once."""
 FLUSH_AT: Final = 65536
 """Bytes written in one turn of the loop that do not wait for its end."""
-SMALL: Final = 4096
-"""Bytes of a write that is copied to the ones before it, while they cannot leave."""
-PIECES: Final = 64
-"""Pieces in one call of sendmsg."""
 HIGH_WATER: Final = 65536
 """Unsent bytes above which the protocol is asked to pause."""
 HARD_LIMIT: Final = 64 << 20
@@ -42,16 +39,21 @@ _RESET: Final = struct.pack("ii", 1, 0)
 class _Turn:
     """What the connections of one loop share: its poller, and the list of those that wrote in this turn."""
 
-    __slots__ = ("__weakref__", "poller", "unflushed")
+    __slots__ = ("__weakref__", "_loop", "poller", "unflushed")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = ref(loop)
         self.poller: Poller = poller_of(loop)
         self.unflushed: list[SocketTransport] = []
 
     def flush(self) -> None:
         unflushed, self.unflushed = self.unflushed, []
         for transport in unflushed:
-            transport.flush()
+            try:
+                transport.flush()
+            except Exception as exc:  # of a protocol that is told to pause: the others must not wait for ever
+                if (loop := self._loop()) is not None:
+                    loop.call_exception_handler({"message": f"flushing {transport!r} failed", "exception": exc})
 
 
 _turn_of: Final = PerLoop(_Turn)
@@ -252,8 +254,17 @@ class SocketTransport(asyncio.Transport):
             offset: of the first byte.
             count: bytes, at least 1; fewer are sent when the file ends sooner.
             ended: called with the number of bytes sent, and what went wrong or None.
+
+        Raises:
+            OSError: the connection is closed, or the system lacks a descriptor to keep the file by.
+            RuntimeError: after `write_eof`.
         """
-        (self._queue or self._to_queue()).append_file(fd, offset, count, ended)
+        if self._eof:
+            raise RuntimeError("Cannot call send_file() after write_eof()")
+        if self.closing:
+            raise ConnectionResetError("the connection is closed")
+        part = FilePart(fd, offset, count, ended)
+        (self._queue or self._to_queue()).append_file(part)
         if not self._waiting:
             self.flush()
 
