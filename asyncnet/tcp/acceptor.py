@@ -54,6 +54,7 @@ class Acceptor:
         admit: takes each connection with the address of its peer; it must not raise.
         has_room: tells whether another connection may be accepted now.
         stats: counts errors and what is shed.
+        path: of the Unix socket to remove in the end; those of sockets that somebody has handed over stay.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Acceptor:
         admit: Callable[[socket.socket, Any], object],
         has_room: Callable[[], bool],
         stats: ServerStats,
+        path: str | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._poller = poller_of(self._loop)
@@ -70,6 +72,7 @@ class Acceptor:
         self._admit = admit
         self._has_room = has_room
         self._stats = stats
+        self._path = path
         self._reading = False
         self._closed = False
         self._pause: asyncio.TimerHandle | None = None
@@ -177,12 +180,10 @@ class Acceptor:
             self._pause = None
         self.update()
         while self._listeners:
-            listener = self._listeners.pop()
-            path = listener.getsockname() if listener.family == getattr(socket, "AF_UNIX", None) else ""
-            listener.close()
-            if isinstance(path, str) and path:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
+            self._listeners.pop().close()
+        if self._path is not None and not self._path.startswith("@"):
+            with contextlib.suppress(OSError):
+                os.unlink(self._path)
         if self._spare is not None:
             os.close(self._spare)
             self._spare = None

@@ -19,7 +19,7 @@ from ssl import SSLCertVerificationError, SSLContext, SSLError, create_default_c
 from typing import Final, TypeAlias
 
 from asyncnet.addresses import Address, explain, format_address
-from asyncnet.arguments import check_address, check_count, check_path, check_port, check_seconds
+from asyncnet.arguments import check_address, check_count, check_hostname, check_path, check_port, check_seconds
 from asyncnet.resolver import resolve
 from asyncnet.tcp.deadlines import Timeouts
 from asyncnet.tcp.listeners import SocketOptions, set_options
@@ -69,6 +69,7 @@ async def connect(
         port: the server's port, 1 to 65535.
         path: of a Unix socket, instead of `host` and `port`; a leading ``@`` means the abstract namespace.
         timeout: seconds for everything: the name, the connection and the TLS handshake; None leaves it to the system.
+            With several `attempts`, each has as long.
         read_timeout: seconds that a read waits without a byte in either direction before it raises `TimeoutError`.
         attempts: how often it is tried in all. Before each further time it waits a random time, of at most 0.2 seconds
             first, then twice as long each time, up to 10. A certificate that does not fit is not tried again.
@@ -105,10 +106,11 @@ async def connect(
     check_count("attempts", attempts)
     if not isinstance(options, SocketOptions):
         raise TypeError(f"options must be SocketOptions, not {options!r}")
+    if options.reuse_port:
+        raise ValueError("options: reuse_port is for servers")
     if ssl is not None and not isinstance(ssl, SSLContext | bool):
         raise TypeError(f"ssl must be an ssl.SSLContext, True or None, not {ssl!r}")
-    if server_hostname is not None and not isinstance(server_hostname, str):
-        raise TypeError(f"server_hostname must be a name, not {server_hostname!r}")
+    check_hostname("server_hostname", server_hostname)
     if server_hostname is not None and not ssl:
         raise ValueError("server_hostname is given, but ssl is not")
     if server_hostname == "" and (not isinstance(ssl, SSLContext) or ssl.check_hostname):
@@ -150,6 +152,8 @@ async def _connect_once(
                 peer = target if isinstance(target, str) else sock.getpeername()
             except OSError as exc:
                 sock.close()
+                if exc.errno == errno.ENOTCONN:  # the peer has reset it meanwhile
+                    exc = OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
                 raise explain(exc, "connect TCP to", target) from exc
             try:
                 return await _open_streams(sock, peer, limit, context, server_hostname, timeouts)

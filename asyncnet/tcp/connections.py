@@ -11,6 +11,7 @@ import attrs
 
 from asyncnet import metrics
 from asyncnet.addresses import Address, format_address
+from asyncnet.tcp.reading import LineTooLong
 
 if TYPE_CHECKING:
     import socket
@@ -54,6 +55,8 @@ class ServerStats:
     """Failed calls of accept()."""
     overflows: int = 0
     """Peers that left too many bytes unread."""
+    overruns: int = 0
+    """Peers that sent a line, or what else ends with a separator, that was longer than the limit."""
     first_byte_timeouts: int = 0
     """Peers that sent nothing in time."""
     message_timeouts: int = 0
@@ -148,6 +151,8 @@ class Connection:
             return all(self.is_lost_by(part) for part in exc.exceptions)
         if isinstance(exc, asyncio.IncompleteReadError):
             return self.protocol.reader.at_eof()
+        if isinstance(exc, asyncio.LimitOverrunError | LineTooLong):
+            return self.protocol.reader.overran
         if isinstance(exc, ConnectionError | SSLError):
             return self.writer.is_closing() or self.protocol.reader.exception() is not None
         return isinstance(exc, TimeoutError)

@@ -46,8 +46,12 @@ def _flag(_: object, attribute: attrs.Attribute[bool], value: bool) -> None:
     check_flag(attribute.name, value)
 
 
-def _seconds(_: object, attribute: attrs.Attribute[float | None], value: float | None) -> None:
-    check_seconds(attribute.name, value)
+def _keepalive(_: object, attribute: attrs.Attribute[float | None], value: float | None) -> None:
+    check_seconds(attribute.name, value, most=32767)  # MAX_TCP_KEEPIDLE of Linux
+
+
+def _user_timeout(_: object, attribute: attrs.Attribute[float | None], value: float | None) -> None:
+    check_seconds(attribute.name, value, most=2_000_000)  # milliseconds in an int
 
 
 @attrs.frozen
@@ -60,9 +64,9 @@ class SocketOptions:
 
     nodelay: bool = attrs.field(default=True, validator=_flag)
     """Do not hold small writes back (TCP_NODELAY)."""
-    keepalive: float | None = attrs.field(default=None, validator=_seconds)
+    keepalive: float | None = attrs.field(default=None, validator=_keepalive)
     """Seconds of silence after which the system asks the peer whether it is still there, four times in as long."""
-    user_timeout: float | None = attrs.field(default=None, validator=_seconds)
+    user_timeout: float | None = attrs.field(default=None, validator=_user_timeout)
     """Seconds that sent bytes may stay unacknowledged (TCP_USER_TIMEOUT)."""
     reuse_port: bool = attrs.field(default=False, validator=_flag)
     """Share the port with other processes that ask for the same."""

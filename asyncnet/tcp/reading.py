@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol, SupportsIndex
 
 from asyncnet.wakeup import Wakeup
 
-__all__ = ["LIMIT", "StreamReader", "Waits"]
+__all__ = ["LIMIT", "LineTooLong", "StreamReader", "Waits"]
 
 LIMIT: Final = 65536
 """Bytes of the longest line, and half of what a reader holds, unless it is told otherwise; as in asyncio."""
@@ -17,6 +17,10 @@ _IN_USE: Final = "the reader is in use: another task waits for its data already"
 _EMPTY: Final = bytearray()  # of all readers that hold at most one chunk; it is replaced, not changed
 
 Buffer = bytes | bytearray | memoryview
+
+
+class LineTooLong(ValueError):
+    """What `StreamReader.readline` raises, as asyncio's raises ValueError: a server blames the peer for it."""
 
 
 class _Readable(Protocol):
@@ -41,6 +45,9 @@ class StreamReader(asyncio.StreamReader):
     Args:
         limit: bytes of the longest line; reading pauses when twice as much is there.
         loop: by default the running one.
+
+    Attributes:
+        overran: a line, or what else ends with a separator, was longer than the limit.
     """
 
     __slots__ = (
@@ -56,6 +63,7 @@ class StreamReader(asyncio.StreamReader):
         "_transport",
         "_waits",
         "failed",
+        "overran",
         "wakeup",
     )
 
@@ -68,6 +76,7 @@ class StreamReader(asyncio.StreamReader):
         self._chunk = b""  # what is there is either in this
         self._buffer = _EMPTY  # or in this
         self._eof = False
+        self.overran = False
         self.failed: Exception | None = None
         self._interruption: Exception | None = None
         self._transport: _Readable | None = None
@@ -229,7 +238,7 @@ class StreamReader(asyncio.StreamReader):
             else:
                 self._buffer.clear()
             self._resume()
-            raise ValueError(exc.args[0]) from None
+            raise LineTooLong(exc.args[0]) from None
 
     async def readuntil(self, separator: Any = b"\n") -> bytes:
         """Return bytes up to and with the separator.
@@ -258,13 +267,13 @@ class StreamReader(asyncio.StreamReader):
                 break
             searched = max(0, self._size() + 1 - longest)
             if searched > self._limit:
-                raise asyncio.LimitOverrunError("Separator is not found, and chunk exceed the limit", searched)
+                raise self._overrun("Separator is not found, and chunk exceed the limit", searched)
             if self._eof:
                 raise asyncio.IncompleteReadError(self._take(self._size()), None)
             await self._wait()
         begin, end = found
         if begin > self._limit:
-            raise asyncio.LimitOverrunError("Separator is found, but chunk is longer than limit", begin)
+            raise self._overrun("Separator is found, but chunk is longer than limit", begin)
         return self._take(end)
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -293,6 +302,10 @@ class StreamReader(asyncio.StreamReader):
             if begin >= 0 and (found is None or begin + len(separator) < found[1]):
                 found = begin, begin + len(separator)
         return found
+
+    def _overrun(self, message: str, consumed: int) -> asyncio.LimitOverrunError:
+        self.overran = True
+        return asyncio.LimitOverrunError(message, consumed)
 
     def _gather(self) -> None:
         if self._chunk:

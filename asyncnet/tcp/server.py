@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 import attrs
 
 from asyncnet.addresses import Address, client_of, in_networks
-from asyncnet.arguments import check_seconds
+from asyncnet.arguments import check_seconds, checked_signals
 from asyncnet.errors import PacketError
 from asyncnet.tcp.acceptor import Acceptor
 from asyncnet.tcp.connections import Connection, Outcome, ServerStats, StopReport
@@ -83,7 +83,7 @@ class Server:
         self._clients: dict[str, int] = {}
         self._ended = asyncio.Event()
         self._finished = self._cancelled = self._aborted = 0  # what the stop report counts
-        self._acceptor = Acceptor(listeners, self._admit, self._has_room, self.stats)
+        self._acceptor = Acceptor(listeners, self._admit, self._has_room, self.stats, settings.path)
         self._acceptor.update()
 
     @property
@@ -137,8 +137,8 @@ class Server:
         if behind_proxy or settings.ssl is not None:
             work: Coroutine[Any, Any, object] = self._prepare(connection, behind_proxy=behind_proxy)
         else:
-            self._open(connection)
             try:
+                self._open(connection)
                 work = Steps(self._call_handler(connection), connection.reader.wakeup)
             except Exception as exc:
                 self._end(connection, self._outcome_of(connection, exc))
@@ -177,6 +177,7 @@ class Server:
         protocol = StreamProtocol(
             reader, self._loop, connection.address, server_side=True, timeouts=self._settings.timeouts
         )
+        protocol.hard_limit = self._settings.hard_limit
         protocol.owner = connection
         connection.protocol = protocol
         return protocol
@@ -261,8 +262,7 @@ class Server:
     def _lost(self, connection: Connection) -> None:
         protocol = connection.protocol
         assert protocol is not None
-        transport = protocol.transport
-        if isinstance(transport, SocketTransport) and transport.overflowed:
+        if protocol.overflowed:
             self.stats.overflows += 1
             self._count_abort(connection)
         elif protocol.missed is Deadline.WRITE:
@@ -294,6 +294,8 @@ class Server:
         self._leave(connection)
         outcome = connection.outcome
         assert outcome is not None
+        if connection.protocol is not None:
+            self.stats.overruns += connection.protocol.reader.overran
         self.stats.active -= 1
         self.stats.count(outcome.value)
         if self.closing.is_set():
@@ -315,9 +317,10 @@ class Server:
                 one ends the grace.
 
         Raises:
+            TypeError, ValueError: `signals` has something else in it.
             NotImplementedError: signals were given, and the event loop cannot watch them.
         """
-        with self._watching(signals):
+        with self._watching(checked_signals("signals", signals)):
             try:
                 await self.closing.wait()
             finally:

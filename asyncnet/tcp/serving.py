@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Sequence
 from ssl import SSLContext
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from asyncnet.activation import inherited_sockets
 from asyncnet.addresses import IPNetwork, parse_network
@@ -20,7 +20,8 @@ from asyncnet.tcp.transport import HARD_LIMIT
 
 __all__ = ["serve"]
 
-BACKLOG = 4096
+BACKLOG: Final = 4096
+_INT_MAX: Final = (1 << 31) - 1
 
 
 def serve(
@@ -113,7 +114,7 @@ def serve(
         raise ValueError(f"when_full must be 'wait' or 'reject', not {when_full!r}")
     check_count("max_connections", max_connections, or_none=True)
     check_count("max_per_client", max_per_client, or_none=True)
-    check_count("backlog", backlog)
+    check_count("backlog", backlog, most=_INT_MAX)
     check_count("limit", limit)
     check_count("hard_limit", hard_limit)
     check_seconds("handshake_timeout", handshake_timeout, or_none=False)
@@ -128,6 +129,7 @@ def serve(
         ssl=ssl,
         limit=limit,
         hard_limit=hard_limit,
+        path=path,
         timeouts=timeouts,
         handshake_timeout=handshake_timeout,
         proxy_from=tuple(_networks("proxy_from", proxy_from)),
@@ -174,11 +176,13 @@ def _check_places(host: Any, port: Any, path: Any, fd: Any, sockets: Any, addres
         check_path("path", path)
     if fd is not None and fd != "systemd" and (isinstance(fd, bool) or not isinstance(fd, int)):
         raise TypeError(f"fd must be the number of a descriptor, or 'systemd', not {fd!r}")
-    if isinstance(fd, int) and fd < 0:
-        raise ValueError(f"fd must be at least 0, not {fd}")
+    if isinstance(fd, int) and not 0 <= fd <= _INT_MAX:
+        raise ValueError(f"fd must be between 0 and {_INT_MAX}, not {fd}")
     for sock in checked_sequence("sockets", sockets, "listening sockets"):
         if not isinstance(sock, socket.socket):
             raise TypeError(f"sockets must be a list of listening sockets, not of {sock!r}")
+        if not _listens(sock):
+            raise ValueError(f"sockets must be listening stream sockets, and {sock!r} is none")
     for address in checked_sequence("addresses", addresses, "hosts and ports"):
         check_address("addresses", address)
 
@@ -199,7 +203,14 @@ def _from_descriptor(fd: int) -> socket.socket:
         sock = socket.socket(fileno=fd)
     except OSError as exc:
         raise OSError(exc.errno, f"cannot listen on descriptor {fd}: {exc.strerror}") from exc
-    if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+    if not _listens(sock):
         sock.detach()
         raise ValueError(f"fd must be a listening stream socket, and descriptor {fd} is none")
     return sock
+
+
+def _listens(sock: socket.socket) -> bool:
+    try:
+        return sock.type == socket.SOCK_STREAM and bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    except OSError:
+        return False

@@ -30,6 +30,8 @@ class Settings:
     ssl: SSLContext | None = None
     limit: int = LIMIT
     hard_limit: int = HARD_LIMIT
+    path: str | None = None
+    """Of the Unix socket that goes with the server; one that was handed over stays."""
     timeouts: Timeouts = attrs.field(factory=Timeouts)
     handshake_timeout: float = 30.0
     proxy_from: tuple[IPNetwork, ...] = ()

@@ -10,7 +10,7 @@ from asyncnet.addresses import Address, format_address
 from asyncnet.tcp.alarm import PeerClock
 from asyncnet.tcp.deadlines import Deadline, Timeouts
 from asyncnet.tcp.reading import StreamReader
-from asyncnet.tcp.transport import READ_SIZE, SocketTransport
+from asyncnet.tcp.transport import HARD_LIMIT, READ_SIZE, SocketTransport
 
 __all__ = ["Owner", "StreamProtocol"]
 
@@ -47,6 +47,8 @@ class StreamProtocol(asyncio.BufferedProtocol):
 
     Attributes:
         lost: the connection is closed.
+        hard_limit: unsent bytes at which the next write ends the connection, where the transport knows no such limit.
+        overflowed: it has been ended so.
         missed: the deadline that the peer has missed last.
         owner: is told what becomes of the connection, and ends it when it has lasted for too long.
     """
@@ -57,9 +59,11 @@ class StreamProtocol(asyncio.BufferedProtocol):
         "_waiters",
         "clock",
         "data_received",
+        "hard_limit",
         "loop",
         "lost",
         "missed",
+        "overflowed",
         "owner",
         "paused",
         "peer",
@@ -82,6 +86,8 @@ class StreamProtocol(asyncio.BufferedProtocol):
         self.server_side = server_side
         self.transport: asyncio.Transport | None = None
         self.lost = False
+        self.hard_limit = HARD_LIMIT
+        self.overflowed = False
         self.missed: Deadline | None = None
         self.owner: Owner | None = None
         self.loop = loop
@@ -138,6 +144,8 @@ class StreamProtocol(asyncio.BufferedProtocol):
         """Tell the reader, the writer and the server."""
         self.lost = True
         self.paused = False
+        if isinstance(self.transport, SocketTransport) and self.transport.overflowed:
+            self.overflowed = True
         self._error = exc = self._error or exc
         if self.clock is not None:
             self.clock.stop()
@@ -189,6 +197,19 @@ class StreamProtocol(asyncio.BufferedProtocol):
         for waiter in waiters or ():
             if not waiter.done():
                 waiter.set_result(None)
+
+    def takes_more(self) -> bool:
+        """Tell whether a write of TLS makes sense: not when the connection is closed, or is ended here by its peer."""
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return False
+        size = transport.get_write_buffer_size()
+        if size < self.hard_limit:
+            return True
+        self.overflowed = True
+        self._error = ConnectionAbortedError(f"the peer left {size} bytes unread")
+        transport.abort()
+        return False
 
     def close_within(self, seconds: float) -> None:
         """Close, and abort the connection when its peer takes nothing for so long."""

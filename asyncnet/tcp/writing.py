@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import stat
 import warnings
 from collections.abc import Coroutine, Iterable
+from io import UnsupportedOperation
 from ssl import SSLContext
 from typing import IO, Any, Final
 
+from asyncnet.arguments import check_count, check_hostname, check_seconds
 from asyncnet.tcp.sendqueue import Buffer
 from asyncnet.tcp.streams import StreamProtocol
 from asyncnet.tcp.transport import SocketTransport
@@ -49,6 +52,8 @@ class StreamWriter(asyncio.StreamWriter):
             TypeError: `data` is not bytes.
             RuntimeError: after `write_eof`.
         """
+        if self._plain is None and not self._protocol.takes_more():
+            return
         self._transport.write(data)
         if self._protocol.clock is not None:
             self._protocol.clock.answered()
@@ -111,7 +116,7 @@ class StreamWriter(asyncio.StreamWriter):
         """Send a part of a regular file; the kernel reads it, without TLS.
 
         The file's own position is neither used nor changed. Cancelled, the rest still leaves before what is written
-        later, so that the peer never sees a gap.
+        later, so that the peer never sees a gap; with TLS, it stops where it is.
 
         Args:
             file: opened for reading in binary mode.
@@ -122,15 +127,14 @@ class StreamWriter(asyncio.StreamWriter):
             The number of bytes sent; less than `count` when the file ends sooner.
 
         Raises:
-            ValueError: `offset` or `count` is negative.
+            TypeError: `file` has no descriptor, or another argument is no integer.
+            ValueError: `file` is no regular file, or `offset` or `count` is negative.
             OSError: the file cannot be read, or the connection is lost.
             RuntimeError: after `write_eof`.
         """
-        if offset < 0:
-            raise ValueError(f"offset must be at least 0, not {offset}")
-        if count is not None and count < 0:
-            raise ValueError(f"count must be at least 0, not {count}")
-        left = max(0, os.fstat(file.fileno()).st_size - offset)
+        check_count("offset", offset, lowest=0)
+        check_count("count", count, lowest=0, or_none=True)
+        left = max(0, _size_of(file) - offset)
         count = left if count is None else min(count, left)
         if not count:
             return 0
@@ -170,10 +174,16 @@ class StreamWriter(asyncio.StreamWriter):
             ssl_shutdown_timeout: seconds that the end of the session may take; None means 30.
 
         Raises:
+            TypeError, ValueError: an argument is of a wrong type, or out of range.
             ConnectionAbortedError: bytes came before TLS began, which an attacker may have sent.
             OSError: the handshake failed, or the connection is lost.
             RuntimeError: the connection is closed, or has TLS already on a loop that cannot nest it.
         """
+        if not isinstance(sslcontext, SSLContext):
+            raise TypeError(f"sslcontext must be an ssl.SSLContext, not {sslcontext!r}")
+        check_hostname("server_hostname", server_hostname)
+        check_seconds("ssl_handshake_timeout", ssl_handshake_timeout)
+        check_seconds("ssl_shutdown_timeout", ssl_shutdown_timeout)
         protocol, old = self._protocol, self._transport
         await self.drain()
         if not isinstance(old, SocketTransport):
@@ -208,6 +218,16 @@ class StreamWriter(asyncio.StreamWriter):
         else:
             self.close()
             _warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=1)
+
+
+def _size_of(file: IO[bytes]) -> int:
+    try:
+        status = os.fstat(file.fileno())
+    except (AttributeError, UnsupportedOperation):
+        raise TypeError(f"file must be one of the file system, not {file!r}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"file must be a regular file, not {file!r}")
+    return status.st_size
 
 
 async def open_tls(

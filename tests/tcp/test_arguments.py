@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import math
+import signal
+import socket
 import ssl
 from typing import Any
 
 import pytest
 
 from asyncnet import tcp
-from tests.tcp.clients import echo
+from tests.tcp.clients import client, echo, exchange
 
 TIMEOUTS = ("first_byte_timeout", "message_timeout", "idle_timeout", "write_timeout", "lifetime_timeout")
 SECONDS = (*TIMEOUTS, "keepalive", "user_timeout", "handshake_timeout")
@@ -17,18 +20,27 @@ NUMBERS = ("max_connections", "max_per_client", "backlog", "limit", "hard_limit"
 BAD_SECONDS = (0, -1.0, math.nan, math.inf, "5", True, b"5")
 BAD_NUMBERS = (0, -1, 1.5, "5", True)
 
+CLOSED = socket.socket()
+CLOSED.close()
+BOUND = socket.socket()  # and does not listen
+BOUND.bind(("127.0.0.1", 0))
+atexit.register(BOUND.close)
+
 SERVE: list[tuple[str, Any]] = [
     *((name, value) for name in SECONDS for value in BAD_SECONDS),
     *((name, value) for name in NUMBERS for value in BAD_NUMBERS),
+    ("backlog", 1 << 31),
+    ("keepalive", 40_000),
+    ("user_timeout", 3_000_000),
     *(("grace", value) for value in (-1, math.nan, math.inf, "5", None)),
     *(("port", value) for value in (-1, 65536, "80", 1.0, True)),
     *(("host", value) for value in (5, [5], b"127.0.0.1", ["127.0.0.1", None])),
     *(("when_full", value) for value in ("refuse", None, 1)),
     *(("ssl", value) for value in (True, "certificate.pem", ssl.SSLContext)),
     *(("proxy_from", value) for value in (["10.0.0"], ["nowhere"], [5], "10.0.0.0/8", 5)),
-    *(("path", value) for value in ("", 5, b"socket")),
-    *(("fd", value) for value in (-1, "inetd", 1.5, True)),
-    *(("sockets", value) for value in ([5], 5, ["127.0.0.1"])),
+    *(("path", value) for value in ("", 5, b"socket", "a\0b")),
+    *(("fd", value) for value in (-1, "inetd", 1.5, True, 1 << 31)),
+    *(("sockets", value) for value in ([5], 5, ["127.0.0.1"], [BOUND], [CLOSED])),
     *(("addresses", value) for value in ([5], 5, ["127.0.0.1"], [("127.0.0.1",)], [("127.0.0.1", "80")], [(5, 80)])),
     *(("nodelay", value) for value in ("yes", None)),
     *(("reuse_port", value) for value in ("yes", None)),
@@ -58,7 +70,7 @@ CONNECT: list[tuple[str, Any]] = [
     *(("local_addr", value) for value in (5, "127.0.0.1", ("127.0.0.1",), ("127.0.0.1", "80"), ("127.0.0.1", 65536))),
     *(("ssl", value) for value in (5, "certificate.pem", ssl.SSLContext)),
     *(("server_hostname", value) for value in ("name.test", 5)),
-    *(("options", value) for value in (None, {"nodelay": True})),
+    *(("options", value) for value in (None, {"nodelay": True}, tcp.SocketOptions(reuse_port=True))),
     *(("path", value) for value in ("", 5, "socket")),
 ]
 
@@ -68,6 +80,34 @@ async def test_a_wrong_argument_of_connect_is_named(name: str, value: Any) -> No
     arguments: dict[str, Any] = {"host": "127.0.0.1", "port": 80, name: value}
     with pytest.raises((ValueError, TypeError), match=name):
         await tcp.connect(**arguments)
+
+
+@pytest.mark.parametrize("value", ["a\0b", "a..b", "x" * 64 + ".test", ".test"])
+async def test_a_name_that_no_certificate_has_is_named(value: str) -> None:
+    with pytest.raises(ValueError, match="server_hostname is malformed"):
+        await tcp.connect("127.0.0.1", 80, ssl=True, server_hostname=value)
+
+
+@pytest.mark.parametrize("value", [5, "SIGTERM", ["SIGTERM"], [True], [0], [999], [signal.SIGKILL]])
+async def test_a_wrong_signal_is_named(value: Any) -> None:
+    async with tcp.serve(echo, "127.0.0.1", 0) as server:
+        with pytest.raises((ValueError, TypeError), match="signals"):
+            await server.serve_forever(value)
+        assert not server.closing.is_set()
+
+
+async def test_a_wrong_argument_of_start_tls_is_named_and_the_connection_goes_on() -> None:
+    async with tcp.serve(echo, "127.0.0.1", 0) as server, client(server) as stream:
+        writer: Any = stream[1]
+        context = ssl.create_default_context()
+        with pytest.raises(TypeError, match="sslcontext"):
+            await writer.start_tls(True)
+        with pytest.raises(ValueError, match="server_hostname"):
+            await writer.start_tls(context, server_hostname="a..b")
+        for name in ("ssl_handshake_timeout", "ssl_shutdown_timeout"):
+            with pytest.raises(ValueError, match=name):
+                await writer.start_tls(context, server_hostname="localhost", **{name: 0})
+        assert await exchange(stream, b"in the clear") == b"in the clear"
 
 
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "5", True])

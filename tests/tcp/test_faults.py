@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from asyncnet import tcp
+from asyncnet.poller import poller_of
 from tests.tcp.clients import Reader, Writer, assert_silent, client, echo, echo_lines, ends, exchange, raw_client, until
 
 MIB = 1 << 20
@@ -110,12 +112,53 @@ async def test_garbage_ends_only_its_own_connection(seed: int, log: pytest.LogCa
     assert len([record for record in log.records if record.levelno > logging.DEBUG]) == stats.failed
 
 
-async def test_a_line_without_an_end_ends_in_the_handler_not_in_memory() -> None:
-    async with tcp.serve(echo_lines, "127.0.0.1", 0, limit=1000) as server:
+async def _read_sections(reader: Reader, writer: Writer) -> None:
+    await reader.readuntil(b"--")
+
+
+async def _read_the_lines_of_another_host(reader: Reader, writer: Writer) -> None:
+    other = tcp.StreamReader(limit=10)
+    other.feed_data(bytes(1000))
+    await other.readline()
+
+
+@pytest.mark.parametrize("handler", [echo_lines, _read_sections])
+async def test_a_line_without_an_end_ends_its_connection_alone(
+    handler: Callable[[Reader, Writer], Any], log: pytest.LogCaptureFixture
+) -> None:
+    async with tcp.serve(handler, "127.0.0.1", 0, limit=1000) as server:
         async with client(server) as (reader, writer):
             writer.write(bytes(100_000))
             assert await ends(reader)
+        await until(lambda: server.stats.active == 0)
+        assert (server.stats.disconnected, server.stats.overruns) == (1, 1)
+    assert_silent(log)
+
+
+async def test_a_line_of_another_host_is_not_the_fault_of_the_peer() -> None:
+    async with tcp.serve(_read_the_lines_of_another_host, "127.0.0.1", 0) as server:
+        async with client(server) as (reader, _):
+            assert await ends(reader)
         await until(lambda: server.stats.failed == 1)
+        assert server.stats.overruns == 0
+
+
+async def test_a_connection_that_the_system_cannot_watch_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def add_reader(fd: int, callback: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async with tcp.serve(echo, "127.0.0.1", 0) as server:
+        with raw_client(server) as bad:
+            await until(lambda: server.stats.active == 1)
+            with monkeypatch.context() as patch, raw_client(server) as worse:
+                patch.setattr(poller_of(asyncio.get_running_loop()), "add_reader", add_reader)
+                await until(lambda: server.stats.failed == 1)
+                assert worse.recv(1) == b""
+            bad.sendall(b"x")
+            bad.setblocking(False)
+            assert await asyncio.get_running_loop().sock_recv(bad, 1) == b"x"
+        await until(lambda: server.stats.active == 0)
+        assert (server.stats.accepted, server.stats.completed) == (2, 1)
 
 
 @pytest.mark.parametrize("point", ["connected", "half a request", "while it is handled", "while it is answered"])

@@ -64,6 +64,16 @@ async def test_a_name_in_the_abstract_namespace() -> None:
         await check(name)
 
 
+async def test_a_unix_socket_that_was_handed_over_stays(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(path)
+        listener.listen()
+        for _ in range(2):  # whoever keeps the socket, such as systemd, starts the server again
+            async with tcp.serve(echo, fd=os.dup(listener.fileno())):
+                await check(path)
+            assert os.path.exists(path)
+
+
 async def test_an_inherited_descriptor() -> None:
     with socket.create_server(("127.0.0.1", 0)) as inherited:
         async with tcp.serve(echo, fd=os.dup(inherited.fileno())) as server:

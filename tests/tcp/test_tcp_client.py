@@ -7,6 +7,7 @@ import errno
 import gc
 import math
 import socket
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from asyncnet import tcp
 from asyncnet.addresses import interfaces
+from asyncnet.tcp import client as client_module
 
 Reader = asyncio.StreamReader
 Writer = asyncio.StreamWriter
@@ -265,3 +267,18 @@ async def test_a_unix_socket_that_is_not_there_is_named(tmp_path_factory: pytest
     path = str(tmp_path_factory.mktemp("s") / "none")
     with pytest.raises(FileNotFoundError, match=f"cannot connect to unix socket {path}: "):
         await tcp.connect(path=path)
+
+
+async def test_a_connection_that_is_reset_at_once_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    reset = struct.pack("ii", 1, 0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+
+        def set_options(sock: socket.socket, options: tcp.SocketOptions) -> None:
+            other, _ = listener.accept()
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, reset)
+            other.close()
+
+        monkeypatch.setattr(client_module, "set_options", set_options)
+        with pytest.raises(ConnectionResetError, match=f"127.0.0.1:{address[1]}"):
+            await tcp.connect(*address)

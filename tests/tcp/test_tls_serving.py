@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import socket
 import ssl
+import threading
 
 import pytest
 
@@ -140,3 +142,34 @@ async def test_large_data_passes_tls_both_ways(first: Certificate) -> None:
             async with asyncio.timeout(20):
                 assert await reader.readexactly(len(data)) == data
             await sending
+
+
+async def test_a_client_that_never_reads_is_cut_off_at_the_hard_limit_of_tls(
+    first: Certificate, log: pytest.LogCaptureFixture
+) -> None:
+    most = 0
+
+    async def flood(reader: Reader, writer: Writer) -> None:
+        nonlocal most
+        assert await reader.read(1) == b"x"
+        for _ in range(1 << 12):  # 256 MiB, and nobody waits for anything
+            writer.write(bytes(65536))
+            if not writer.is_closing():
+                most = max(most, writer.transport.get_write_buffer_size())
+        await writer.drain()
+
+    def ask(port: int) -> None:
+        with socket.create_connection(("127.0.0.1", port), 10) as sock:
+            with first.client_context().wrap_socket(sock, server_hostname="localhost") as tls:
+                tls.sendall(b"x")
+                over.wait(20)
+
+    over = threading.Event()
+    async with tcp.serve(flood, "127.0.0.1", 0, ssl=first.server_context(), hard_limit=4 << 20) as server:
+        asking = asyncio.create_task(asyncio.to_thread(ask, server.address[1]))
+        await until(lambda: server.stats.accepted and not server.stats.active)
+        over.set()
+        await asking
+        assert (server.stats.overflows, server.stats.aborted, server.stats.disconnected) == (1, 1, 1)
+    assert 0 < most < 5 << 20
+    assert_silent(log)
