@@ -9,8 +9,10 @@ import os
 import sys
 import threading
 from asyncio import StreamReader, StreamWriter
+from concurrent.futures import CancelledError
 
 from asyncnet import compat, tcp
+from asyncnet.addresses import explain
 from asyncnet.cli.common import Subparsers, address_argument, announce, positive_float
 from asyncnet.loops import run
 
@@ -55,12 +57,19 @@ async def _connect(arguments: argparse.Namespace) -> int:
     sending = threading.Thread(target=_send_input, args=(asyncio.get_running_loop(), writer), daemon=True)
     sending.start()
     try:
-        while data := await reader.read(_CHUNK):
+        while data := await _read(reader, arguments.address):
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
     finally:
         writer.close()
     return 0
+
+
+async def _read(reader: StreamReader, address: tuple[str, int]) -> bytes:
+    try:
+        return await reader.read(_CHUNK)
+    except OSError as exc:
+        raise explain(exc, "read from", address) from exc
 
 
 def _send_input(loop: asyncio.AbstractEventLoop, writer: StreamWriter) -> None:
@@ -76,7 +85,9 @@ def _send_input(loop: asyncio.AbstractEventLoop, writer: StreamWriter) -> None:
     data = b"-"
     while data:
         data = os.read(sys.stdin.fileno(), _CHUNK)
+        sending = send(data)
         try:
-            asyncio.run_coroutine_threadsafe(send(data), loop).result()
-        except (OSError, RuntimeError):  # the connection or the loop is closed: the other direction says why
+            asyncio.run_coroutine_threadsafe(sending, loop).result()
+        except (OSError, RuntimeError, CancelledError):  # it is over, and the other direction says why
+            sending.close()
             return
