@@ -113,6 +113,8 @@ def _version1(line: bytes) -> ProxyHeader:
         raise PacketError(f"PROXY protocol: {line!r} is malformed")
     try:
         family = ipaddress.IPv4Address if fields[1] == b"TCP4" else ipaddress.IPv6Address
+        if b"%" in line:
+            raise ValueError("a scope means nothing on another host")
         hosts = [family(field.decode("ascii")) for field in fields[2:4]]
     except ValueError as exc:
         raise PacketError(f"PROXY protocol: {line!r} has a bad address: {exc}") from exc

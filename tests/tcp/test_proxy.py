@@ -97,6 +97,7 @@ def test_a_header_is_the_same_however_it_is_cut(header: bytes) -> None:
         b"PROXY TCP4 192.0.2.7 198.51.100.1 56324 65536\r\n",
         b"PROXY TCP4 192.0.2.07 198.51.100.1 1 2\r\n",
         b"PROXY TCP4 2001:db8::1 198.51.100.1 1 2\r\n",
+        b"PROXY TCP6 fe80::1%eth0 2001:db8::2 1 2\r\n",
         b"PROXY TCP4  192.0.2.7 198.51.100.1 1 2\r\n",
         b"PROXY TCP4 192.0.2.7 198.51.100.1 1 2 \r\n",
         b"PROXY TCP4 192.0.2.7 198.51.100.1 1 2\n",

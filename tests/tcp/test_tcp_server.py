@@ -387,7 +387,7 @@ async def test_an_exhausted_system_is_logged_once_per_episode(
 
 
 OUT_OF_DESCRIPTORS = """
-import asyncio, json, logging, resource, sys
+import asyncio, json, logging, resource, sys, time
 from asyncnet import loops, tcp
 
 async def echo(reader, writer):
@@ -401,7 +401,7 @@ async def main():
         print(server.address[1], flush=True)
         while await asyncio.to_thread(sys.stdin.readline):
             stats = server.stats
-            print(json.dumps([stats.active, stats.shed]), flush=True)
+            print(json.dumps([stats.active, stats.shed, time.process_time()]), flush=True)
 
 loops.run(main(), loop=sys.argv[1])
 """
@@ -424,9 +424,9 @@ async def test_a_server_out_of_descriptors_serves_on_and_recovers(tmp_path: Path
     assert process.stderr is not None
     commands, answers = process.stdin, process.stdout
 
-    async def stats() -> list[int]:
+    async def stats() -> list[Any]:
         commands.write(b"\n")
-        answer: list[int] = json.loads(await answers.readline())
+        answer: list[Any] = json.loads(await answers.readline())
         return answer
 
     streams = []
@@ -434,9 +434,15 @@ async def test_a_server_out_of_descriptors_serves_on_and_recovers(tmp_path: Path
         async with asyncio.timeout(20):
             port = int(await answers.readline())
             streams = [await tcp.connect("127.0.0.1", port) for _ in range(60)]
-            while sum(await stats()) < 60:  # all are either served or shed
+            while sum((await stats())[:2]) < 60:  # all are either served or shed
                 await asyncio.sleep(0.01)
-            active, _ = await stats()
+            active, shed, before = await stats()
+            for _ in range(20):  # a second in which clients come again and again
+                await asyncio.sleep(0.05)
+                streams.append(await tcp.connect("127.0.0.1", port))
+            _, also_shed, after = await stats()
+            assert also_shed >= shed + 19
+            assert after - before < 0.05  # it does not spin
             assert 10 < active < 40
             for stream in streams[:active]:
                 assert await exchange(stream, b"served") == b"served"
