@@ -29,7 +29,8 @@ asyncnet.udp.open
 asyncnet.udp
 asyncnet.loops
 asyncnet.tcp.sendqueue asyncnet.tcp.deadlines asyncnet.tcp.proxy
-asyncnet.tcp.transport asyncnet.tcp.reading asyncnet.tcp.prelude
+asyncnet.tcp.sending asyncnet.tcp.reading asyncnet.tcp.prelude
+asyncnet.tcp.transport
 asyncnet.tcp.alarm
 asyncnet.tcp.streams
 asyncnet.tcp.writing
