@@ -35,6 +35,7 @@ CEILING: Final = "C, epoll"
 OURS: Final = "tcp.serve on uvloop"
 STREAMS: Final = "start_server on uvloop"
 PROTOCOL: Final = "protocol on uvloop"
+ON_ASYNCIO: Final = ("tcp.serve on asyncio", "start_server on asyncio")
 BASES: Final = (PROTOCOL, STREAMS, CEILING)
 OWN: Final = (OURS, "tcp.serve on asyncio", STREAMS, "start_server on asyncio", PROTOCOL, "protocol on asyncio")
 OTHERS: Final = (
@@ -138,10 +139,11 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.only:
         for part in parts:
             print(TABLES[part](parts[part]), "\n")
+        print(goals_table(parts))
         return 0
     parts = saved("tcp") | parts if arguments.part else parts
     save("tcp", parts)
-    publish("tcp", "\n\n".join(str(TABLES[part](parts[part])) for part in parts))
+    publish("tcp", "\n\n".join([*(str(TABLES[part](parts[part])) for part in parts), str(goals_table(parts))]))
     return 0
 
 
@@ -171,6 +173,38 @@ def idle_table(runs: list[dict[str, Any]]) -> Table:
     ]
     title = f"{IDLE:,} idle connections, and 100 busy ones with 1000 bytes"
     return Table(title, ["server", "KiB for each idle one", "requests/s alone", "among idle ones", "ratio"], rows)
+
+
+def goals_table(parts: dict[str, list[dict[str, Any]]]) -> Table:
+    """Set what the design asks for beside what was measured, as far as it was."""
+    rows: list[list[str]] = []
+
+    def add(what: str, goal: str, figure: Callable[..., float], part: str, *arguments: str) -> None:
+        names = {run["name"] for run in parts.get(part, ())}
+        needed = [argument for argument in arguments if argument in ALL]
+        if names.issuperset(needed):
+            rows.append([what, goal, f"{figure(parts[part], *arguments):.2f}"])
+
+    for part, size in (("echo1000", "1000"), ("echo65536", "65 536")):
+        add(f"CPU, {size} bytes, ÷ {PROTOCOL}", "at most 1.15", ratio, part, OURS, PROTOCOL, "cpu")
+        add(f"CPU, {size} bytes, ÷ {STREAMS}", "at most 0.87", ratio, part, OURS, STREAMS, "cpu")
+        add(f"rate on asyncio, {size} bytes, ÷ start_server", "at least 2.5", ratio, part, *ON_ASYNCIO, "rate")
+        add(f"rate, {size} bytes, ÷ the best of the others", "at least 1", ratio_to_best, part, OURS)
+    add("KiB of an idle connection", "at most 3", kibibytes_of, "idle", OURS)
+    add("rate among idle ones ÷ alone", "at least 0.9", ratio_of, "idle", OURS, "crowded", "quiet")
+    add(f"CPU of a short connection ÷ {STREAMS}", "at most 1", ratio, "churn", OURS, STREAMS, "cpu")
+    return Table("What was to be reached, and was or was not", ["figure", "goal", "measured"], rows)
+
+
+def ratio_to_best(runs: list[dict[str, Any]], name: str) -> float:
+    """Return the rate by that of the fastest of other people's libraries; infinite when none was measured."""
+    others = {run["name"] for run in runs} & set(OTHERS)
+    return min((ratio(runs, name, other, "rate") for other in others), default=float("inf"))
+
+
+def kibibytes_of(runs: list[dict[str, Any]], name: str) -> float:
+    """Return the memory of one idle connection."""
+    return median_of(runs, name, "memory") / 1024
 
 
 TABLES: Final[dict[str, Callable[[list[dict[str, Any]]], Table]]] = {
