@@ -56,7 +56,7 @@ asyncnet.compat.streams asyncnet.compat.descriptors
 asyncnet.compat.serving asyncnet.compat.blocking
 asyncnet.compat.kernel
 asyncnet.compat.connections asyncnet.compat.datagrams
-asyncnet.compat.transfers
+asyncnet.compat.transfers asyncnet.compat.questions
 asyncnet.compat.readiness asyncnet.compat.threads asyncnet.compat.processes asyncnet.compat.greenlets
 asyncnet.compat.native
 asyncnet.compat.running

@@ -7,7 +7,13 @@ import sys
 
 from asyncnet import broadcast
 from asyncnet.addresses import Address, format_address
-from asyncnet.cli.common import Subparsers, non_negative_float, positive_int, serve_until_signal
+from asyncnet.cli.common import (
+    Subparsers,
+    engine_argument,
+    non_negative_float,
+    positive_int,
+    serve_until_signal,
+)
 from asyncnet.loops import run
 
 __all__ = ["add_parser"]
@@ -27,12 +33,36 @@ def add_parser(subparsers: Subparsers) -> None:
     ask.add_argument("--to", action="append", metavar="ADDRESS",
                      help="a broadcast address to send to, such as 127.255.255.255; may be repeated "
                           "(default: those of all interfaces)")  # fmt: skip
-    ask.set_defaults(run=lambda arguments: run(_ask(arguments)))
+    engine_argument(ask, "the asker")
+    ask.set_defaults(run=_ask_on_engine)
 
     answer = commands.add_parser("answer", help="print questions that come by broadcast and answer them")
     answer.add_argument("port", type=int, metavar="PORT")
     answer.add_argument("text", metavar="TEXT")
     answer.set_defaults(run=lambda arguments: run(_answer(arguments)))
+
+
+def _ask_on_engine(arguments: argparse.Namespace) -> int:
+    if arguments.engine == "asyncnet":
+        return run(_ask(arguments))
+    from asyncnet import compat
+
+    return compat.run(_ask_plainly(arguments), engine=arguments.engine)
+
+
+async def _ask_plainly(arguments: argparse.Namespace) -> int:
+    """Ask on any engine: each question once, and nothing known of interfaces."""
+    from asyncnet.compat.questions import ask
+
+    count = 0
+    async for data, addr in ask(
+        arguments.text.encode(), arguments.port, seconds=arguments.timeout, limit=arguments.limit, to=arguments.to
+    ):
+        count += 1
+        print(f"Received from {format_address(addr)}: {data.decode(errors='backslashreplace')}", flush=True)
+    if not count:
+        print(f"asyncnet: nobody answered within {arguments.timeout:g} s", file=sys.stderr)
+    return 0 if count else 1
 
 
 async def _ask(arguments: argparse.Namespace) -> int:

@@ -23,6 +23,7 @@ __all__ = [
     "address_argument",
     "announce",
     "describe",
+    "engine_argument",
     "human_bytes",
     "non_negative_float",
     "positive_float",
@@ -111,6 +112,19 @@ def address_argument(
             raise argparse.ArgumentTypeError(str(exc)) from None
 
     return convert
+
+
+def engine_argument(parser: argparse.ArgumentParser | argparse._ArgumentGroup, what: str) -> None:
+    """Add ``--engine NAME``, the concurrency model that a runner runs on.
+
+    Args:
+        parser: of the runner.
+        what: what runs there, for the help.
+    """
+    from asyncnet.compat import ENGINES
+
+    parser.add_argument("--engine", choices=list(ENGINES), default="asyncnet", metavar="NAME",
+                        help=f"the concurrency model of {what}: {', '.join(ENGINES)} (default: asyncnet)")  # fmt: skip
 
 
 def positive_int(text: str) -> int:

@@ -13,7 +13,7 @@ from concurrent.futures import CancelledError
 
 from asyncnet import compat, tcp
 from asyncnet.addresses import explain
-from asyncnet.cli.common import Subparsers, address_argument, announce, positive_float
+from asyncnet.cli.common import Subparsers, address_argument, announce, engine_argument, positive_float
 from asyncnet.loops import run
 
 __all__ = ["add_parser", "echo"]
@@ -28,8 +28,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     server = commands.add_parser("echo", help="send everything back")
     server.add_argument("--bind", type=address_argument("127.0.0.1", None), metavar="HOST:PORT", required=True)
-    server.add_argument("--engine", choices=list(compat.ENGINES), default="asyncnet", metavar="NAME",
-                        help=f"the concurrency model: {', '.join(compat.ENGINES)} (default: asyncnet)")  # fmt: skip
+    engine_argument(server, "the server")
     server.set_defaults(run=_echo)
 
     client = commands.add_parser("connect", help="send standard input, print what comes back, both at once")

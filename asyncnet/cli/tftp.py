@@ -21,6 +21,7 @@ from asyncnet.cli.common import (
     Subparsers,
     address_argument,
     describe,
+    engine_argument,
     human_bytes,
     positive_int,
     progress_bars,
@@ -86,7 +87,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bind", type=address_argument(None, 0), metavar="HOST[:PORT]",
                         help="the address of this host to send from")  # fmt: skip
     parser.add_argument("--parallel", type=positive_int, default=4, metavar="N",
-                        help="files at once (default: 4)")  # fmt: skip
+                        help="files at once (default: 4; one by one on other engines than asyncnet)")  # fmt: skip
+    engine_argument(parser, "the client")
 
 
 def _options(arguments: argparse.Namespace) -> ClientOptions:
@@ -116,14 +118,35 @@ def _get(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         for url in urls:
             name = tftp.parse_url(url).file
             path = os.path.join(local, os.path.basename(name)) if local and os.path.isdir(local) else local
-            jobs.append(_Job(name, partial(_fetch, url, path, arguments.sha256, options)))
-        return run(_run_all(jobs, arguments.parallel))
+            jobs.append(_Job(name, partial(_fetch, url, path, arguments.sha256, arguments.engine, options)))
+        return _run_jobs(jobs, arguments)
 
 
 async def _fetch(
-    url: str, path: str | None, sha256: str | None, options: ClientOptions, progress: ProgressCallback | None
+    url: str,
+    path: str | None,
+    sha256: str | None,
+    engine: str,
+    options: ClientOptions,
+    progress: ProgressCallback | None,
 ) -> tftp.Report:
-    return await tftp.get(url, path, sha256=sha256, progress=progress, **options)
+    return await tftp.get(url, path, sha256=sha256, progress=progress, client=_client_for(engine), **options)
+
+
+def _client_for(engine: str) -> type[tftp.Client]:
+    if engine == "asyncnet":
+        return tftp.Client
+    from asyncnet.compat.transfers import Client
+
+    return Client
+
+
+def _run_jobs(jobs: Sequence[_Job], arguments: argparse.Namespace) -> int:
+    if arguments.engine == "asyncnet":
+        return run(_run_all(jobs, arguments.parallel))
+    from asyncnet import compat
+
+    return compat.run(_run_in_turn(jobs), engine=arguments.engine)
 
 
 def _put(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -136,12 +159,14 @@ def _put(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         parser.error("standard input has no name: say - and the whole URL, and nothing else")
     options = _options(arguments)
     with _spooled_input() if files == ["-"] else _no_spool(None) as spooled:
-        jobs = [_Job(file, partial(_send, spooled or file, url, options)) for file in files]
-        return run(_run_all(jobs, arguments.parallel))
+        jobs = [_Job(file, partial(_send, spooled or file, url, arguments.engine, options)) for file in files]
+        return _run_jobs(jobs, arguments)
 
 
-async def _send(path: str, url: str, options: ClientOptions, progress: ProgressCallback | None) -> tftp.Report:
-    return await tftp.put(path, url, progress=progress, **options)
+async def _send(
+    path: str, url: str, engine: str, options: ClientOptions, progress: ProgressCallback | None
+) -> tftp.Report:
+    return await tftp.put(path, url, progress=progress, client=_client_for(engine), **options)
 
 
 @contextmanager
@@ -178,14 +203,29 @@ async def _run_all(jobs: Sequence[_Job], parallel: int) -> int:
     room = asyncio.Semaphore(parallel)
 
     async def run_one(job: _Job, begin_bar: Callable[[str], ProgressCallback | None]) -> tftp.Report | Exception:
-        try:
-            async with room:
-                return await job.run(begin_bar(job.name))
-        except (AsyncnetError, OSError, ValueError) as exc:
-            return exc
+        async with room:
+            return await _run_one(job, begin_bar)
 
     with progress_bars() as begin_bar:
         results = await asyncio.gather(*(run_one(job, begin_bar) for job in jobs))
+    return _summarise_all(jobs, results)
+
+
+async def _run_in_turn(jobs: Sequence[_Job]) -> int:
+    """Run all jobs one after the other, on any engine."""
+    with progress_bars() as begin_bar:
+        results = [await _run_one(job, begin_bar) for job in jobs]
+    return _summarise_all(jobs, results)
+
+
+async def _run_one(job: _Job, begin_bar: Callable[[str], ProgressCallback | None]) -> tftp.Report | Exception:
+    try:
+        return await job.run(begin_bar(job.name))
+    except (AsyncnetError, OSError, ValueError) as exc:
+        return exc
+
+
+def _summarise_all(jobs: Sequence[_Job], results: Sequence[tftp.Report | Exception]) -> int:
     for job, result in zip(jobs, results, strict=True):
         if isinstance(result, tftp.Report):
             _summarise(job.name, result)

@@ -12,10 +12,19 @@ from contextlib import ExitStack, contextmanager, suppress
 
 from asyncnet import tftp
 from asyncnet.activation import inherited_sockets
-from asyncnet.addresses import explain, format_address
-from asyncnet.cli.common import Subparsers, address_argument, non_negative_float, positive_int, serve_until_signal
+from asyncnet.addresses import Address, explain, format_address
+from asyncnet.cli.common import (
+    Subparsers,
+    address_argument,
+    announce,
+    engine_argument,
+    non_negative_float,
+    positive_int,
+    serve_until_signal,
+)
 from asyncnet.loops import run
 from asyncnet.opening import Opening
+from asyncnet.privileges import drop_privileges
 
 __all__ = ["add_serve_parser"]
 
@@ -35,7 +44,8 @@ def add_serve_parser(commands: Subparsers) -> None:
     _add_files(serve.add_argument_group("what it serves"))
     _add_limits(serve.add_argument_group("whom, and how much"))
     _add_output(serve.add_argument_group("what it tells"))
-    serve.set_defaults(run=_serve)
+    engine_argument(serve.add_argument_group("how it runs"), "the server")
+    serve.set_defaults(run=lambda arguments: _serve(serve, arguments))
 
 
 def _add_addresses(group: argparse._ArgumentGroup) -> None:
@@ -89,14 +99,60 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
                        help="serve Prometheus metrics by HTTP")  # fmt: skip
 
 
-def _serve(arguments: argparse.Namespace) -> int:
+def _serve(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     if arguments.remap_test is not None:
         print(tftp.explain_remap(arguments.remap, arguments.remap_test))
         return 0
     level = logging.WARNING if arguments.quiet else logging.INFO
     style = "%(message)s" if arguments.log == "json" else "%(asctime)s %(message)s"
     logging.basicConfig(level=level, format=style, stream=sys.stderr)
+    if arguments.engine != "asyncnet":
+        return _serve_on_engine(parser, arguments)
     return run(_serve_until_signal(arguments))
+
+
+_OWN_OPTIONS = (
+    "single_port",
+    "ports",
+    "reuse_port",
+    "max_sessions",
+    "max_sessions_per_client",
+    "max_memory",
+    "metrics",
+)
+"""What only the server of the engine asyncnet has."""
+
+
+def _serve_on_engine(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    for name in _OWN_OPTIONS:
+        if getattr(arguments, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')} is for --engine asyncnet alone")
+    if len(arguments.bind or []) > 1:
+        parser.error("several --bind are for --engine asyncnet alone")
+    from asyncnet import compat
+    from asyncnet.compat.transfers import TftpService
+
+    def ready(address: Address) -> None:
+        if arguments.user is not None:
+            drop_privileges(arguments.user)
+        announce(address)
+
+    service = TftpService(
+        _storage(arguments),
+        limits=_limits(arguments),
+        rollover=arguments.rollover,
+        admits=tftp.Guard(allow=arguments.allow, deny=arguments.deny).admits,
+        log_format=arguments.log,
+    )
+    _allow_descriptors(4096)
+    compat.serve_datagram(
+        service.handle,
+        arguments.bind[0] if arguments.bind else ("127.0.0.1", 69),
+        engine=arguments.engine,
+        grace=arguments.grace,
+        ready=ready,
+    )
+    return 0
 
 
 async def _serve_until_signal(arguments: argparse.Namespace) -> int:
@@ -152,7 +208,7 @@ def _metrics(server: tftp.Server, host: str, port: int) -> Iterator[None]:
         thread.join()
 
 
-def _opening(arguments: argparse.Namespace) -> Opening[tftp.Server]:
+def _storage(arguments: argparse.Namespace) -> tftp.Storage:
     write = tftp.WritePolicy(arguments.write)
 
     def directory(path: str) -> tftp.Directory:
@@ -163,6 +219,18 @@ def _opening(arguments: argparse.Namespace) -> Opening[tftp.Server]:
         storage = tftp.Roots(storage, {network: directory(path) for network, path in arguments.root})
     if arguments.remap:
         storage = tftp.Remapped(storage, arguments.remap)
+    return storage
+
+
+def _limits(arguments: argparse.Namespace) -> tftp.Limits:
+    return tftp.Limits(
+        block_size=arguments.max_block_size,
+        window_size=arguments.max_window_size,
+        invalid_option=arguments.invalid_option,
+    )
+
+
+def _opening(arguments: argparse.Namespace) -> Opening[tftp.Server]:
     bounds = {"max_sessions_per_client": arguments.max_sessions_per_client, "max_memory": arguments.max_memory}
     guard = tftp.Guard(
         allow=arguments.allow,
@@ -172,7 +240,7 @@ def _opening(arguments: argparse.Namespace) -> Opening[tftp.Server]:
     )
     (host, port), *more = arguments.bind or [("127.0.0.1", 69)]
     return tftp.serve(
-        storage,
+        _storage(arguments),
         host,
         port,
         addresses=more,
@@ -182,11 +250,7 @@ def _opening(arguments: argparse.Namespace) -> Opening[tftp.Server]:
         reuse_port=arguments.reuse_port,
         user=arguments.user,
         guard=guard,
-        limits=tftp.Limits(
-            block_size=arguments.max_block_size,
-            window_size=arguments.max_window_size,
-            invalid_option=arguments.invalid_option,
-        ),
+        limits=_limits(arguments),
         rollover=arguments.rollover,
         grace=arguments.grace,
         log_format=arguments.log,

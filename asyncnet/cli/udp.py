@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import signal
 import sys
 
 from asyncnet import udp
-from asyncnet.addresses import format_address
-from asyncnet.cli.common import Subparsers, address_argument, announce, describe, positive_float
+from asyncnet.addresses import Address, format_address
+from asyncnet.cli.common import (
+    Subparsers,
+    address_argument,
+    announce,
+    describe,
+    engine_argument,
+    positive_float,
+)
 from asyncnet.errors import ClosedError
 from asyncnet.loops import run
 
@@ -36,7 +44,21 @@ def add_parser(subparsers: Subparsers) -> None:
 
     echo = commands.add_parser("echo", help="send every datagram back")
     echo.add_argument("--bind", type=address_argument("", None), metavar="HOST:PORT", required=True)
-    echo.set_defaults(run=lambda arguments: run(_receive(arguments, echo=True)))
+    engine_argument(echo, "the server")
+    echo.set_defaults(run=_echo)
+
+
+def _echo(arguments: argparse.Namespace) -> int:
+    if arguments.engine == "asyncnet":
+        return run(_receive(arguments, echo=True))
+    from asyncnet import compat
+
+    async def handler(data: bytes, addr: Address, endpoint: compat.Endpoint) -> None:
+        await endpoint.send(data, addr)
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    compat.serve_datagram(handler, arguments.bind, engine=arguments.engine, ready=announce)
+    return 0
 
 
 async def _send(arguments: argparse.Namespace) -> int:

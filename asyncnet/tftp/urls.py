@@ -50,6 +50,7 @@ async def get(
     *,
     sha256: str | None = None,
     progress: Progress | None = None,
+    client: type[Client] = Client,
     **options: Unpack[ClientOptions],
 ) -> Report:
     """Download the file at a TFTP URL.
@@ -58,6 +59,7 @@ async def get(
         url: ``tftp://host[:port]/file[;mode=octet|netascii]``.
         local: the path to write to; by default the last component of the file's name, in the current directory.
         sha256, progress: as in `Client.download`.
+        client: which kind of client; `asyncnet.compat.transfers.Client` needs no event loop.
         **options: those of `Client`; a mode given here counts more than that of the URL.
 
     Raises:
@@ -69,8 +71,8 @@ async def get(
     if not target:
         raise AddressError(f"{url!r} ends with a slash: say which file to write")
     options.setdefault("mode", where.mode)
-    async with Client(where.host, where.port, **options) as client:
-        return await client.download(where.file, target, sha256=sha256, progress=progress)
+    async with client(where.host, where.port, **options) as opened:
+        return await opened.download(where.file, target, sha256=sha256, progress=progress)
 
 
 async def put(
@@ -78,6 +80,7 @@ async def put(
     url: str,
     *,
     progress: Progress | None = None,
+    client: type[Client] = Client,
     **options: Unpack[ClientOptions],
 ) -> Report:
     """Upload a file to a TFTP URL.
@@ -86,6 +89,7 @@ async def put(
         local: the path to read from.
         url: ``tftp://host[:port]/file[;mode=octet|netascii]``; a file name that ends in ``/`` gets the local name.
         progress: as in `Client.upload`.
+        client: as in `get`.
         **options: those of `Client`; a mode given here counts more than that of the URL.
 
     Raises:
@@ -95,5 +99,5 @@ async def put(
     where = parse_url(url)
     name = where.file + os.path.basename(local) if where.file.endswith("/") else where.file
     options.setdefault("mode", where.mode)
-    async with Client(where.host, where.port, **options) as client:
-        return await client.upload(local, name, progress=progress)
+    async with client(where.host, where.port, **options) as opened:
+        return await opened.upload(local, name, progress=progress)
