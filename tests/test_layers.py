@@ -50,6 +50,12 @@ asyncnet.tftp.serving asyncnet.tftp.urls
 asyncnet.tftp
 asyncnet.broadcast.service
 asyncnet.broadcast
+asyncnet.compat.classic
+asyncnet.compat.classic.broadcast asyncnet.compat.classic.coroutine asyncnet.compat.classic.tcp_client
+asyncnet.compat.classic.tcp_epoll asyncnet.compat.classic.tcp_gevent asyncnet.compat.classic.tcp_nonblocking
+asyncnet.compat.classic.tcp_poll asyncnet.compat.classic.tcp_process asyncnet.compat.classic.tcp_select
+asyncnet.compat.classic.tcp_thread asyncnet.compat.classic.tftp_client asyncnet.compat.classic.udp_client
+asyncnet.compat.classic.udp_receiver
 asyncnet.compat.traps
 asyncnet.compat.tasks
 asyncnet.compat.streams asyncnet.compat.descriptors
@@ -69,6 +75,7 @@ asyncnet.lab
 asyncnet.testing
 asyncnet.cli.common
 asyncnet.cli.tftp_serve
+asyncnet.cli.classic
 asyncnet.cli.broadcast asyncnet.cli.compare asyncnet.cli.info asyncnet.cli.tcp asyncnet.cli.tftp asyncnet.cli.udp
 asyncnet.cli.demo
 asyncnet.cli
