@@ -43,6 +43,7 @@ __all__ = ["Client", "TftpService", "drive"]
 logger: Final = logging.getLogger("asyncnet.tftp")
 
 _WILDCARDS: Final = ("0.0.0.0", "::")
+_REQUESTS: Final = (b"\0\1", b"\0\2")
 _MAX_UNSENT: Final = 256
 """Datagrams that may wait for room in the socket; retransmission makes up for those beyond it."""
 
@@ -182,6 +183,8 @@ class TftpService:
             packet = decode_packet(data)
         except PacketError as exc:
             logger.debug("%s sent no request: %s", format_address(addr), exc)
+            if data[:2] in _REQUESTS and self.admits(str(addr[0])):
+                await endpoint.send(encode_packet(Error(ErrorCode.ILLEGAL_OPERATION, str(exc))), addr)
             return
         if not isinstance(packet, ReadRequest | WriteRequest) or not self.admits(str(addr[0])):
             return
