@@ -68,14 +68,17 @@ class Program:
         """Return a connection to it."""
         return socket.create_connection(self.address, timeout=10)
 
-    def stop(self, number: int | None = signal.SIGTERM) -> list[str]:
+    def stop(self, number: int = signal.SIGTERM) -> list[str]:
         """Send a signal, and return the lines that it printed until it ended, which it must do well."""
-        if number is not None:
-            self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=15)
-        assert (self.process.returncode, errors) == (0, "")
+        self.process.send_signal(number)
+        self.check_end()
         self._output.seek(0)
         return self._output.read().decode().splitlines()
+
+    def check_end(self) -> None:
+        """Wait until it has stopped, after a signal."""
+        _, errors = self.process.communicate(timeout=15)
+        assert (self.process.returncode, errors) == (0, "")
 
     def end(self) -> None:
         """Leave nothing behind."""
@@ -101,7 +104,7 @@ def stop_all(programs: list[Program]) -> None:
     for program in programs:  # all are told before the first is waited for
         program.process.send_signal(signal.SIGTERM)
     for program in programs:
-        program.stop(None)
+        program.check_end()
 
 
 def listing(name: str, *arguments: str | Path) -> list[str | Path]:
@@ -119,10 +122,23 @@ def run(name: str, *arguments: str | Path, **options: object) -> subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
 
+SMALL_BUFFERS = """
+{module}
+listen = socket.socket.listen
+def listen_with_small_buffers(self, backlog):
+    self.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 131072)
+    self.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 131072)
+    listen(self, backlog)
+socket.socket.listen = listen_with_small_buffers
+"""
+"""Accepted sockets inherit the sizes, so that a message need not be huge to be more than the buffers hold."""
+
+
 @pytest.fixture(scope="module")
 def servers() -> Iterator[dict[str, Program]]:
     """Every classic server; they are told to stop when their tests have ended."""
-    with running(listing(name, "--bind", LOOPBACK) for name in ENGINES) as programs:
+    modules = {name: "from gevent import socket" if name == "tcp-gevent" else "import socket" for name in ENGINES}
+    with running(patched(SMALL_BUFFERS.format(module=modules[name]), name) for name in ENGINES) as programs:
         yield dict(zip(ENGINES, programs, strict=True))
         stop_all(programs)
 
@@ -277,14 +293,16 @@ def test_a_reset_ends_one_client_and_no_other(servers: dict[str, Program], name:
 
 @every_server
 def test_nothing_of_a_big_message_is_lost_on_a_slow_reader(servers: dict[str, Program], name: str) -> None:
-    message = memoryview(b"".join(b"%07d\n" % number for number in range(1 << 18)))
+    message = memoryview(b"".join(b"%015d\n" % number for number in range(1 << 17)))
     with socket.socket() as client, servers[name].connect() as neighbour:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+            client.setsockopt(socket.SOL_SOCKET, option, 131072)
         client.connect(servers[name].address)
         client.setblocking(False)
         sent = 0
         while sent < len(message) and select.select([], [client], [], 0.1)[1]:  # until no buffer takes any more
             sent += client.send(message[sent:])
+        assert sent < len(message) or name == "tcp-nonblocking", "the answer filled no buffer"
         check_exchange(name, neighbour)
         received, ended = bytearray(), False
         while not ended:
@@ -339,16 +357,19 @@ def test_a_server_outlives_a_lack_of_descriptors(servers: dict[str, Program], na
         resource.prlimit(process, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{process}/fd")), before[1]))
         try:
             waiting = servers[name].connect()
-            waiting.sendall(b"is anybody there?")
+            with contextlib.suppress(ConnectionError):
+                waiting.sendall(b"is anybody there?")
             check_exchange(name, first)
         finally:
             resource.prlimit(process, resource.RLIMIT_NOFILE, before)
     with waiting, servers[name].connect() as another:
         check_exchange(name, another)
         try:
-            assert waiting.recv(100) == answer_to(name, b"is anybody there?")
-        except ConnectionResetError:  # accepting needs one descriptor, and starting a process more
-            assert name == "tcp-process"
+            answer = waiting.recv(100)
+        except ConnectionResetError:
+            answer = b""
+    # A new process needs more descriptors than an accepted client does, so that server may have refused this one.
+    assert answer == answer_to(name, b"is anybody there?") or (name, answer) == ("tcp-process", b"")
 
 
 MANY_DESCRIPTORS = """
@@ -378,10 +399,28 @@ def test_select_refuses_a_client_whose_descriptor_it_cannot_take() -> None:
         program.stop()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_every_server_also_when_its_clients_stay(number: int) -> None:
-    with running(listing(name, "--bind", LOOPBACK) for name in ENGINES) as programs, contextlib.ExitStack() as stack:
-        for name, program in zip(ENGINES, programs, strict=True):
+def test_a_server_with_nothing_to_do_does_nothing(servers: dict[str, Program]) -> None:
+    psutil = pytest.importorskip("psutil")
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for name, server in servers.items():
+            check_exchange(name, stack.enter_context(server.connect()))
+            processes[name] = psutil.Process(server.process.pid)
+        before = {name: sum(process.cpu_times()[:2]) for name, process in processes.items()}
+        select.select([], [], [], 0.3)  # not for anything to happen, but for nothing
+        spent = {name: sum(process.cpu_times()[:2]) - before[name] for name, process in processes.items()}
+    assert all(seconds < 0.1 for seconds in spent.values()), spent
+
+
+@pytest.mark.parametrize(
+    ("number", "names"),
+    # One of those with a loop in one thread stands for all of them.
+    [(signal.SIGTERM, tuple(ENGINES)), (signal.SIGINT, ("tcp-epoll", "tcp-thread", "tcp-process", "tcp-gevent"))],
+    ids=["SIGTERM", "SIGINT"],
+)
+def test_a_signal_ends_a_server_also_when_its_clients_stay(number: int, names: tuple[str, ...]) -> None:
+    with running(listing(name, "--bind", LOOPBACK) for name in names) as programs, contextlib.ExitStack() as stack:
+        for name, program in zip(names, programs, strict=True):
             client = stack.enter_context(program.connect())
             check_exchange(name, client)
             host, port = client.getsockname()
