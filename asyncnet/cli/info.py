@@ -36,9 +36,9 @@ def _info(arguments: argparse.Namespace) -> int:
     _print_table(("name", "state", "MTU", "address", "broadcast"), list(_interface_rows(interfaces())))
     print("\nEngines (one handler runs on each of them)")
     _print_table(
-        ("name", "", "description"),
+        ("name", "", "description", "limits"),
         [
-            (name, f"not here: {reason}" if (reason := engine.unavailable()) else "", engine.description)
+            (name, f"not here: {reason}" if (reason := engine.unavailable()) else "", engine.description, engine.limits)
             for name, engine in compat.ENGINES.items()
         ],
     )

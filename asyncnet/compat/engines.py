@@ -106,7 +106,7 @@ def _make(module: Any, name: str) -> Callable[[], Any]:
     return lambda: getattr(module, name)()
 
 
-_DESCRIPTORS: Final = "as many connections as descriptors"
+_DESCRIPTORS: Final = "open descriptors"
 
 ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
     {
@@ -115,13 +115,13 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             _kernel(
                 "polling",
                 "one thread that tries every socket in turn and never rests",
-                "a processor at full load, even when nothing happens; a turn costs a call for each connection",
+                "keeps a processor busy; a turn costs a call per connection",
                 PollingSelector,
             ),
             _kernel(
                 "select",
                 "one thread, a scheduler of coroutines over select",
-                f"descriptors below {SELECT_LIMIT}; a turn costs more, the more connections there are",
+                f"descriptors below {SELECT_LIMIT}; a turn costs more, the more there are",
                 LimitedSelector,
                 max_handlers=SELECT_LIMIT - 16,
             ),
@@ -141,7 +141,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             ),
             _kernel(
                 "epoll-et",
-                "the same, edge-triggered: each socket is read until nothing is left",
+                "the same, edge-triggered: a socket is read until nothing is left",
                 _DESCRIPTORS,
                 _make(readiness, "EdgeSelector"),
                 unavailable=_without(select, "epoll"),
@@ -157,7 +157,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             _both(
                 "thread-pool",
                 "threads that are kept and take one connection after the other",
-                f"{POOL_SIZE} threads; more connections wait",
+                f"{POOL_SIZE} threads",
                 PoolServer,
                 in_this_thread,
                 max_handlers=POOL_SIZE,
@@ -173,7 +173,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             ),
             _both(
                 "prefork",
-                "processes made beforehand, which accept by themselves, each for one connection at a time",
+                "processes made beforehand, each for one connection at a time",
                 f"{MAX_PROCESSES} processes; handlers share no memory",
                 PreforkServer,
                 in_process,

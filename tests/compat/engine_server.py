@@ -14,6 +14,8 @@ import logging
 import os
 import signal
 import socket
+import sys
+import threading
 from typing import Any
 
 import attrs
@@ -108,6 +110,7 @@ async def info(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         "peername": writer.get_extra_info("peername"),
         "sockname": writer.get_extra_info("sockname"),
         "nodelay": bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)),
+        "buffers": [sock.getsockopt(socket.SOL_SOCKET, name) for name in (socket.SO_SNDBUF, socket.SO_RCVBUF)],
         "other": writer.get_extra_info("nonsense", "default"),
         "eof": writer.can_write_eof(),
         "closing": writer.is_closing(),
@@ -251,6 +254,12 @@ def count() -> dict[str, int]:
     }
 
 
+def stop_at_end() -> None:
+    """Stop the server from this thread when standard input ends."""
+    sys.stdin.read()
+    server.stop()
+
+
 HANDLERS = {
     handler.__name__: handler
     for handler in (
@@ -308,6 +317,8 @@ if __name__ == "__main__":
     parser.add_argument("--nofile", type=int)
     parser.add_argument("--serve", action="store_true")
     parser.add_argument("--datagram", action="store_true")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--stop-at-end", action="store_true")
     args = parser.parse_args()
     logging.basicConfig(level="INFO")
     if hasattr(signal, "SIGUSR1"):
@@ -327,12 +338,14 @@ if __name__ == "__main__":
     else:
         create: Any = compat.create_datagram_server if args.datagram else compat.create_server
         handler = dispatch_datagram if args.datagram else dispatch
-        server = create(handler, ("127.0.0.1", 0), engine=args.engine, grace=args.grace)
+        server = create(handler, (args.host, 0), engine=args.engine, grace=args.grace)
         signal.signal(signal.SIGTERM, lambda *_: server.stop())
         if args.nofile:
             import resource
 
             resource.setrlimit(resource.RLIMIT_NOFILE, (args.nofile, args.nofile))
         print(server.address[1], flush=True)
+        if args.stop_at_end:
+            threading.Thread(target=stop_at_end, daemon=True).start()
         server.run()
         print(json.dumps(count()))

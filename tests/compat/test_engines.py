@@ -90,6 +90,7 @@ def running(engine: str, directory: Path, *options: str) -> Iterator[Running]:
     with errors.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-W", "default::ResourceWarning", RUNNER, engine, *options],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
@@ -274,6 +275,16 @@ def test_reading_means_what_it_means_in_asyncio(server: Running) -> None:
     ]
 
 
+def usual_buffers() -> list[int]:
+    """Return what the system gives an accepted connection that nobody has meddled with."""
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as sock,
+    ):
+        return [sock.getsockopt(socket.SOL_SOCKET, name) for name in (socket.SO_SNDBUF, socket.SO_RCVBUF)]
+
+
 def test_the_writer_tells_who_is_at_both_ends(server: Running) -> None:
     with server.connect("info") as sock:
         facts = json.loads(receive_all(sock))
@@ -281,6 +292,7 @@ def test_the_writer_tells_who_is_at_both_ends(server: Running) -> None:
             "peername": list(sock.getsockname()),
             "sockname": ["127.0.0.1", server.port],
             "nodelay": True,
+            "buffers": usual_buffers(),
             "other": "default",
             "eof": True,
             "closing": False,
@@ -499,11 +511,16 @@ def test_an_address_in_use_is_named(engine: str) -> None:
 
 
 @pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
-@pytest.mark.parametrize("engine", [name for name in NAMES if name != "gevent"])
-def test_an_engine_serves_ipv6(engine: str) -> None:
-    server = compat.create_server(hello, ("::1", 0), engine=engine)
-    with in_thread(server), socket.create_connection(server.address[:2], timeout=10) as sock:
-        assert receive_all(sock) == b"hello"
+def test_an_engine_serves_ipv6_and_is_stopped_by_another_thread(engine: str, tmp_path: Path) -> None:
+    with running(engine, tmp_path, "--host", "::1", "--stop-at-end") as server:
+        with socket.create_connection(("::1", server.port), timeout=10) as sock:
+            sock.sendall(b"echo\nover six")
+            assert receive_exactly(sock, 8) == b"over six"
+        assert server.process.stdin is not None
+        server.process.stdin.close()
+        server.process.stdin = None
+        *_, counted = server.wait()
+    assert json.loads(counted)["accepted"] == 1
 
 
 @pytest.mark.parametrize(("port", "backlog", "grace"), [(70000, 1, 1.0), (0, 0, 1.0), (0, 1, -1.0)])
