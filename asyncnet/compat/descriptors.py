@@ -49,6 +49,8 @@ class Entry(Generic[TaskT]):
     """What the selector watches it for; 0 once the entry is dropped."""
     reader: TaskT | None = None
     writer: TaskT | None = None
+    usual: Trap | None = None
+    """What was waited for last, if it needs nothing of the selector when it is waited for again."""
 
 
 class Descriptors(Generic[TaskT]):
@@ -103,6 +105,8 @@ class Descriptors(Generic[TaskT]):
         try:
             if not self.watch(entry) and self.edge_triggered and not request.drained:
                 self._selector.modify(entry.fd, entry.mask, entry)
+            if entry.mask == EVENT_READ and request.timeout is None and (request.drained or not self.edge_triggered):
+                entry.usual = request
         except (OSError, ValueError) as exc:  # the selector cannot watch this descriptor
             self.detach(task)
             self._wake(task, exc)
@@ -125,6 +129,7 @@ class Descriptors(Generic[TaskT]):
             self._selector.register(entry.fd, mask, entry)
             self._entries[entry.fd] = entry
         entry.mask = mask
+        entry.usual = None
         return True
 
     def forget(self, sock: HasFileno) -> None:
@@ -135,6 +140,7 @@ class Descriptors(Generic[TaskT]):
     def drop(self, entry: Entry[TaskT]) -> None:
         """Forget an entry, and wake who waits for it."""
         entry.mask = 0
+        entry.usual = None
         if self._entries.get(entry.fd) is entry:
             del self._entries[entry.fd]
             with suppress(KeyError):  # a failed modify() removes it

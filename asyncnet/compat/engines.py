@@ -136,7 +136,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
                 "epoll",
                 "one thread, a scheduler of coroutines over epoll",
                 _DESCRIPTORS,
-                _make(selectors, "EpollSelector"),
+                _make(readiness, "LevelSelector"),
                 unavailable=_without(select, "epoll"),
             ),
             _kernel(

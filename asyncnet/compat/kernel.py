@@ -59,6 +59,7 @@ class Task(Spawned):
 
     def __init__(self, kernel: Kernel, coro: Coroutine[Any, Any, object]) -> None:
         self.coro = coro
+        self.send = coro.send
         self.scopes: list[Scope] = []
         self.joiners: list[Task] = []
         self._kernel = kernel
@@ -80,7 +81,6 @@ class Kernel:
 
     def __init__(self, selector: BaseSelector) -> None:
         self._descriptors: Descriptors[Task] = Descriptors(selector, self._queue)
-        self._edge = self._descriptors.edge_triggered
         self._tasks: set[Task] = set()
         self._ready: deque[Task] = deque()
         self._timers: list[tuple[float, int, Task]] = []
@@ -158,7 +158,16 @@ class Kernel:
             if reader is not None and mask & EVENT_READ:
                 entry.reader = None
                 reader.timer = 0
-                self._step(reader, None)
+                self._running = reader
+                try:  # a step, spelled out: most are of this kind
+                    request = reader.send(None)
+                except BaseException as exc:
+                    self._end(reader, exc)
+                else:
+                    if request is entry.usual and entry.reader is None and not (reader.scopes or reader.queued):
+                        entry.reader = reader  # the same wait as the last time, which is the rule
+                    else:
+                        self._file(reader, request)
             elif writer is None or not mask & EVENT_WRITE:
                 descriptors.watch(entry)
             if writer is not None and mask & EVENT_WRITE and entry.writer is writer:
@@ -192,35 +201,31 @@ class Kernel:
         """Let `task` run until it waits again."""
         self._running = task
         try:
-            request = task.coro.send(outcome)
-            while type(request) is not Trap:
-                request = task.coro.throw(foreign(request))
-        except StopIteration as stop:
-            self._end(task, stop.value, None)
-        except (asyncio.CancelledError, Exception) as exc:
-            self._end(task, None, exc)
+            request = task.send(outcome)
+        except BaseException as exc:
+            self._end(task, exc)
         else:
-            if task.queued:  # it cancelled itself
+            self._file(task, request)
+
+    def _file(self, task: Task, request: Any) -> None:
+        """Put `task` where it belongs for what it waits for."""
+        while type(request) is not Trap:
+            try:
+                request = task.coro.throw(foreign(request))
+            except BaseException as exc:
+                self._end(task, exc)
                 return
-            if request is YIELD and not task.scopes:
-                self._queue(task)
-                return
-            if request.timeout is not None or task.scopes:
-                self._set_timer(task, request)
-            kind, entry = request.kind, task.entry
-            if (
-                entry is not None
-                and entry.sock is request.source
-                and entry.mask == kind == EVENT_READ
-                and entry.reader is None
-                and (request.drained or not self._edge)
-            ):
-                entry.reader = task  # the same wait as the last time, which is the rule
-                return
-            if kind == JOIN:
-                self._join(task, request.source)
-            elif kind != SLEEP:
-                self._descriptors.wait(task, request)
+        if task.queued:  # it cancelled itself
+            return
+        if request is YIELD and not task.scopes:
+            self._queue(task)
+            return
+        if request.timeout is not None or task.scopes:
+            self._set_timer(task, request)
+        if request.kind == JOIN:
+            self._join(task, request.source)
+        elif request.kind != SLEEP:
+            self._descriptors.wait(task, request)
 
     def _set_timer(self, task: Task, request: Trap) -> None:
         at = inf if request.timeout is None else monotonic() + request.timeout
@@ -242,13 +247,19 @@ class Kernel:
             task.joins = other
             other.joiners.append(task)
 
-    def _end(self, task: Task, result: object, error: BaseException | None) -> None:
+    def _end(self, task: Task, end: BaseException) -> None:
+        """Note that `task` has ended by an exception; that of a coroutine that returns is `StopIteration`."""
         self._tasks.discard(task)
-        task.finish(result, error)
+        if isinstance(end, StopIteration):
+            task.finish(end.value)
+        else:
+            task.finish(error=end)
         joiners, task.joiners = task.joiners, []
         for joiner in joiners:
             joiner.joins = None
             self._queue(joiner)
+        if not isinstance(end, Exception | asyncio.CancelledError):
+            raise end  # such as KeyboardInterrupt: it is for whoever runs the kernel
 
     def _detach(self, task: Task) -> bool:
         """Take `task` away from where it waits; return whether that is a socket."""

@@ -6,7 +6,7 @@ Each selector is the notes' model of the same name. They differ in what a turn c
   each connection, and the processor never rests.
 - ``select`` and ``poll`` hand the system the whole list each time: a turn costs the more, the more connections
   there are, active or not. ``select`` has room for descriptors below 1024 only.
-- ``epoll`` keeps the list in the system: a turn costs what is active.
+- `LevelSelector` is epoll, which keeps the list in the system: a turn costs what is active.
 - `EdgeSelector` is told only what changes, so whoever is told has to read until nothing is left.
 """
 
@@ -24,7 +24,7 @@ from typing import Any, Final
 from asyncnet.compat.kernel import Kernel
 from asyncnet.compat.serving import CANCEL_WAIT, Job, Server, Service
 
-__all__ = ["SELECT_LIMIT", "EdgeSelector", "KernelServer", "LimitedSelector", "PollingSelector"]
+__all__ = ["SELECT_LIMIT", "EdgeSelector", "KernelServer", "LevelSelector", "LimitedSelector", "PollingSelector"]
 
 logger: Final = logging.getLogger("asyncnet.compat")
 
@@ -89,26 +89,33 @@ class LimitedSelector(selectors.SelectSelector):
 
 
 if hasattr(select, "epoll"):
+    _READABLE: Final = select.EPOLLIN
 
-    class EdgeSelector(_Registry):
-        """``epoll`` with EPOLLET: it tells once that something has arrived, and no more while it is still there."""
+    class LevelSelector(_Registry):
+        """``epoll`` as it comes: it tells of a descriptor as long as something is there."""
 
-        edge_triggered = True
+        edge_triggered = False
+        _always = 0
 
         def __init__(self) -> None:
             super().__init__()
             self._epoll = select.epoll()
+            self._poll = self._epoll.poll
 
         def register(self, fileobj: Any, events: int, data: Any = None) -> SelectorKey:
             """See `selectors.BaseSelector`."""
             key = super().register(fileobj, events, data)
-            self._epoll.register(key.fd, _flags(events))
+            try:
+                self._epoll.register(key.fd, self._flags(events))
+            except BaseException:
+                del self._keys[key.fd]
+                raise
             return key
 
         def modify(self, fileobj: Any, events: int, data: Any = None) -> SelectorKey:
-            """See `selectors.BaseSelector`; it asks anew, whether anything has changed or not."""
+            """See `selectors.BaseSelector`; edge-triggered, it asks anew, whether anything has changed or not."""
             key = super().modify(fileobj, events, data)
-            self._epoll.modify(key.fd, _flags(events))
+            self._epoll.modify(key.fd, self._flags(events))
             return key
 
         def unregister(self, fileobj: Any) -> SelectorKey:
@@ -124,8 +131,8 @@ if hasattr(select, "epoll"):
             """See `selectors.BaseSelector`."""
             keys = self._keys
             return [
-                (keys[fd], _mask(flags) & keys[fd].events)
-                for fd, flags in self._epoll.poll(timeout, max(len(keys), 1))
+                (keys[fd], EVENT_READ if flags == _READABLE else _mask(flags) & keys[fd].events)
+                for fd, flags in self._poll(timeout)
                 if fd in keys
             ]
 
@@ -133,9 +140,15 @@ if hasattr(select, "epoll"):
             """See `selectors.BaseSelector`."""
             self._epoll.close()
 
-    def _flags(events: int) -> int:
-        reads, writes = events & EVENT_READ, events & EVENT_WRITE
-        return select.EPOLLET | (select.EPOLLIN if reads else 0) | (select.EPOLLOUT if writes else 0)
+        def _flags(self, events: int) -> int:
+            reads, writes = events & EVENT_READ, events & EVENT_WRITE
+            return self._always | (select.EPOLLIN if reads else 0) | (select.EPOLLOUT if writes else 0)
+
+    class EdgeSelector(LevelSelector):
+        """``epoll`` with EPOLLET: it tells once that something has arrived, and no more while it is still there."""
+
+        edge_triggered = True
+        _always = select.EPOLLET
 
     def _mask(flags: int) -> int:
         # An error or the end of the connection concerns both directions.

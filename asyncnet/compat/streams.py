@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from selectors import EVENT_READ, EVENT_WRITE
 from time import monotonic
 from typing import Any, Final, Protocol, Self
@@ -33,6 +33,17 @@ FLUSH_STALL: Final = 10.0
 """Seconds in which a closing connection must get rid of some of its bytes, or they are given up."""
 
 Buffer = bytes | bytearray | memoryview
+
+
+class _Nothing:
+    """What is awaited when there is nothing to wait for."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return _NO_STEPS  # type: ignore[return-value]  # no more than an iterator is needed
+
+
+_NO_STEPS: Final = iter(())
+_NOTHING: Final = _Nothing()
 
 
 class SocketLike(Protocol):
@@ -124,20 +135,25 @@ class Writer:
         """Write the pieces as one."""
         self.write(b"".join(data))
 
-    async def drain(self) -> None:
+    def drain(self) -> Awaitable[None]:
         """Wait until everything is sent.
 
         Raises:
             OSError: the connection is lost; `ConnectionResetError` when it is closed on this side.
         """
+        if self.pending or self._closed or self._turns >= TURNS:
+            return self._drain()
+        self._turns += 1
+        return _NOTHING  # a coroutine costs, and this is the usual case
+
+    async def _drain(self) -> None:
         if self.error is not None:
             raise self.error
         if self._closed:
             raise ConnectionResetError("Connection lost")
         if self.pending:
             await self._flush()
-        self._turns += 1
-        if self._turns > TURNS:
+        if self._turns >= TURNS:
             self._turns = 0
             await trap(YIELD)
 

@@ -71,7 +71,8 @@ async def parse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         except asyncio.IncompleteReadError as exc:
             seen.append(f"incomplete {exc.partial!r} {exc.expected}")
         except (asyncio.LimitOverrunError, ValueError) as exc:
-            seen.append(f"{type(exc).__name__}: {exc}")
+            kind = "ValueError" if isinstance(exc, ValueError) else type(exc).__name__  # a subclass will do
+            seen.append(f"{kind}: {exc}")
 
     await note(reader.readline())
     await note(reader.readexactly(4))

@@ -20,6 +20,10 @@ from asyncnet.errors import ForeignAwaitError
 T = TypeVar("T")
 
 
+async def drained(writer: Writer) -> None:
+    await writer.drain()
+
+
 @pytest.fixture(params=["blocking", "non-blocking"])
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair()
@@ -76,7 +80,7 @@ def test_what_a_socket_does_not_take_is_sent_by_drain_in_order() -> None:
         writer.write(b"one ")
         writer.writelines([b"two ", bytearray(b"three "), memoryview(b"four")])
         assert writer.pending
-        run_blocking(writer.drain())
+        run_blocking(drained(writer))
         assert not writer.pending
         assert theirs.recv(100) == b"one two three four"
 
@@ -98,7 +102,7 @@ def test_views_of_wider_items_are_sent_whole() -> None:
     with ours, theirs:
         _, writer = open_streams(Stubborn(ours))
         writer.write(memoryview(data).cast("i"))  # one item, and the socket takes one byte
-        run_blocking(writer.drain())
+        run_blocking(drained(writer))
         assert theirs.recv(100) == data
 
 
@@ -145,9 +149,13 @@ def test_operations_that_never_wait_yield_after_a_while(way: str) -> None:
             "readline": reader.readline,
             "drain": writer.drain,
         }
+
+        async def wait() -> None:
+            await ways[way]()
+
         for _ in range(100):
             try:
-                yielded = ways[way]().send(None)
+                yielded = wait().send(None)
             except StopIteration:
                 continue
             assert yielded.timeout == 0
@@ -165,7 +173,7 @@ def test_write_and_read_after_a_reset_tell_what_happened() -> None:
             run_blocking(reader.read(1))
     writer.write(b"lost")  # says nothing, as in asyncio
     with pytest.raises(ConnectionResetError):
-        run_blocking(writer.drain())
+        run_blocking(drained(writer))
     with pytest.raises(ConnectionResetError):
         run_blocking(writer.wait_closed())
     assert writer.is_closing()
@@ -187,7 +195,7 @@ def test_after_close_reads_end_and_drain_fails(pair: tuple[socket.socket, socket
     assert run_blocking(reader.read(10)) == b""
     assert reader.at_eof()
     with pytest.raises(ConnectionResetError):
-        run_blocking(writer.drain())
+        run_blocking(drained(writer))
     assert theirs.recv(10) == b"last"
     assert theirs.recv(10) == b""
 
@@ -227,7 +235,7 @@ def test_write_eof_ends_one_direction_once_everything_is_sent() -> None:
         writer.write_eof()
         with pytest.raises(RuntimeError, match="write_eof"):
             writer.write(b"more")
-        run_blocking(writer.drain())
+        run_blocking(drained(writer))
         assert theirs.recv(10) == b"all"
         assert theirs.recv(10) == b""
         theirs.sendall(b"answer")
