@@ -72,34 +72,47 @@ if sys.platform == "linux":
                 loop.remove_reader(self._epoll.fileno())
 
         def add_reader(self, fd: int, callback: Callback) -> None:
-            self._begin()
-            if fd in self._writers:
-                self._epoll.modify(fd, _READ | select.EPOLLOUT)
-            elif fd not in self._readers:
-                self._epoll.register(fd, _READ)
+            self._watch(fd, _READ | select.EPOLLOUT if fd in self._writers else _READ)
             self._readers[fd] = callback
 
         def remove_reader(self, fd: int) -> None:
             if self._readers.pop(fd, None) is None:
                 return
             if fd in self._writers:
-                self._epoll.modify(fd, select.EPOLLOUT)
+                with contextlib.suppress(OSError):  # as in `_unregister`
+                    self._epoll.modify(fd, select.EPOLLOUT)
             else:
                 self._unregister(fd)
 
         def add_writer(self, fd: int, callback: Callback) -> None:
-            self._begin()
-            if fd in self._readers:
-                self._epoll.modify(fd, _READ | select.EPOLLOUT)
-            elif fd not in self._writers:
-                self._epoll.register(fd, select.EPOLLOUT)
+            self._watch(fd, _READ | select.EPOLLOUT if fd in self._readers else select.EPOLLOUT)
             self._writers[fd] = callback
+
+        def _watch(self, fd: int, events: int) -> None:
+            if fd in self._readers or fd in self._writers:
+                with contextlib.suppress(FileNotFoundError):
+                    self._epoll.modify(fd, events)
+                    return
+                # Closed behind its owner's back, and the number is another's now. The owner finds that out by trying.
+                for callbacks in (self._readers, self._writers):
+                    stale = callbacks.pop(fd, None)
+                    if stale is not None:
+                        self._call(stale, fd)
+            self._epoll.register(fd, events)
+            self._begin()
+
+        def _call(self, callback: Callback, fd: int) -> None:
+            try:
+                callback()
+            except Exception as exc:
+                self._report(exc, fd)
 
         def remove_writer(self, fd: int) -> None:
             if self._writers.pop(fd, None) is None:
                 return
             if fd in self._readers:
-                self._epoll.modify(fd, _READ)
+                with contextlib.suppress(OSError):  # as in `_unregister`
+                    self._epoll.modify(fd, _READ)
             else:
                 self._unregister(fd)
 
@@ -110,14 +123,41 @@ if sys.platform == "linux":
 
         def _run(self) -> None:
             readers, writers = self._readers, self._writers
+            orphans = False
             for fd, events in self._epoll.poll(0, _EVENTS_PER_TURN):
+                reader = readers.get(fd)
+                if reader is None and fd not in writers:
+                    orphans = True
+                    continue
                 try:
-                    if events & _READ_EVENTS and fd in readers:
-                        readers[fd]()
+                    if reader is not None and events & _READ_EVENTS:
+                        reader()
                     if events & _WRITE_EVENTS and fd in writers:
                         writers[fd]()
                 except Exception as exc:
                     self._report(exc, fd)
+            if orphans and any(
+                fd not in readers and fd not in writers for fd, _ in self._epoll.poll(0, _EVENTS_PER_TURN)
+            ):
+                self._renew()
+
+        def _renew(self) -> None:
+            """Take another epoll instance: this one reports what it cannot be told to forget.
+
+            That is a socket which was closed behind its owner's back, while a copy of its descriptor is open elsewhere.
+            """
+            loop = self._loop()
+            if loop is None or loop.is_closed():
+                return
+            old, self._epoll = self._epoll, select.epoll()
+            loop.remove_reader(old.fileno())
+            for fd in {*self._readers, *self._writers}:
+                events = (_READ if fd in self._readers else 0) | (select.EPOLLOUT if fd in self._writers else 0)
+                with contextlib.suppress(OSError):  # closed as well
+                    self._epoll.register(fd, events)
+            if self._readers or self._writers:
+                Context().run(loop.add_reader, self._epoll.fileno(), self._run)
+            old.close()
 
         def _report(self, exc: Exception, fd: int) -> None:
             loop = self._loop()

@@ -8,6 +8,7 @@ import socket
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -141,3 +142,69 @@ def test_what_a_loop_shares_does_not_keep_it_alive() -> None:
     del loop, shared
     gc.collect()
     assert gone() is None
+
+
+class Told(asyncio.DatagramProtocol):
+    """Writes down what arrives, and how it ended."""
+
+    def __init__(self) -> None:
+        self.received: list[bytes] = []
+        self.lost: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+
+    def datagram_received(self, data: bytes, addr: object) -> None:
+        self.received.append(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(exc)
+
+
+async def open_told() -> tuple[udp.DatagramTransport, Told]:
+    return await udp.create_datagram_endpoint(Told, local_addr=("127.0.0.1", 0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="epoll")
+async def test_a_copy_of_a_socket_that_was_closed_behind_its_back_does_not_make_the_loop_spin() -> None:
+    """epoll goes on reporting it, and cannot be told to forget a descriptor that is closed."""
+    loop = asyncio.get_running_loop()
+    poller: Any = poller_of(loop)
+    bystander, told = await open_told()
+    transport, protocol = await open_told()
+    address = transport.get_extra_info("sockname")
+    with transport.get_extra_info("socket").dup(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        transport._sock.close()
+        peer.sendto(b"x", address)
+        async with asyncio.timeout(5):
+            assert isinstance(await protocol.lost, OSError)
+        await until(lambda: not poller._epoll.poll(0))
+        peer.sendto(b"still here", bystander.get_extra_info("sockname"))
+        await until(lambda: told.received == [b"still here"])
+    bystander.close()
+    await told.lost
+
+
+async def test_the_number_of_a_socket_that_was_closed_behind_its_back_can_be_used_again() -> None:
+    transport, protocol = await open_told()
+    number = transport._sock.fileno()
+    transport._sock.close()
+    again, told = await open_told()
+    if again.get_extra_info("socket").fileno() != number:
+        pytest.skip("the system gave another number")
+    async with asyncio.timeout(5):
+        assert isinstance(await protocol.lost, OSError)
+    transport.close()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        peer.sendto(b"x", again.get_extra_info("sockname"))
+        await until(lambda: told.received)
+    again.close()
+    await told.lost
+
+
+async def test_what_is_closed_already_can_be_let_go(pair: Pair) -> None:
+    near, _ = pair
+    poller = poller_of(asyncio.get_running_loop())
+    number = near.fileno()
+    poller.add_reader(number, lambda: None)
+    poller.add_writer(number, lambda: None)
+    near.close()
+    poller.remove_writer(number)
+    poller.remove_reader(number)
