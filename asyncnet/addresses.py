@@ -163,6 +163,8 @@ def format_address(address: Address | tuple[Any, ...] | str | bytes | None) -> s
     if isinstance(address, str | bytes):
         return os.fsdecode(address) or "unix socket"
     host, port = address[0] or "*", address[1]
+    if not isinstance(host, str):  # of a family that is no concern of ours, such as AF_NETLINK
+        return str(address)
     if ":" not in host:
         return f"{host}:{port}"
     if len(address) == 4 and address[3] and "%" not in host:

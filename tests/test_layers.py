@@ -24,6 +24,7 @@ asyncnet.udp.batch
 asyncnet.udp.sending
 asyncnet.udp.transport
 asyncnet.udp.create
+asyncnet.udp.inbox
 asyncnet.udp.endpoint
 asyncnet.udp.open
 asyncnet.udp

@@ -3,7 +3,8 @@
 from asyncnet.udp.ancillary import Datagram, Train
 from asyncnet.udp.capabilities import Capabilities, probe
 from asyncnet.udp.create import create_datagram_endpoint
-from asyncnet.udp.endpoint import MAX_PAYLOAD, Endpoint, EndpointStats, QueuePolicy
+from asyncnet.udp.endpoint import MAX_PAYLOAD, Endpoint
+from asyncnet.udp.inbox import EndpointStats, QueuePolicy
 from asyncnet.udp.open import bind, connect
 from asyncnet.udp.transport import DatagramTransport
 

@@ -59,7 +59,9 @@ class Train(NamedTuple):
 
 
 def ask_for(sock: socket.socket, *, trains: bool, notes: bool) -> None:
-    """Switch ancillary data on, as far as this system has it."""
+    """Switch ancillary data on, as far as this system and this kind of socket have it."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
     six = sock.family == socket.AF_INET6
     if trains and probe().gro:
         sock.setsockopt(SOL_UDP, UDP_GRO, 1)

@@ -7,6 +7,7 @@ import socket
 import struct
 import sys
 from ctypes import PyDLL
+from functools import cache
 from typing import Final
 
 import attrs
@@ -38,19 +39,25 @@ class Capabilities:
 
 
 def probe() -> Capabilities:
-    """Ask this system what it has; the environment is read anew at each call."""
+    """Tell what this system has, which is tried out at the first call; the environment is read anew at each."""
     disabled = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",")}
     return Capabilities(**{name: name not in disabled and _has(name) for name in attrs.fields_dict(Capabilities)})
 
 
+@cache
 def _has(name: str) -> bool:
+    """Try it out, once: a system call may be in libc and be missing, or forbidden, in the kernel."""
     if sys.platform != "linux" or struct.calcsize("P") != 8:
         return False
-    if name.endswith("mmsg"):
-        return hasattr(libc(), name)
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            if name == "recvmmsg":
+                return bool(libc().recvmmsg(sock.fileno(), None, 0, socket.MSG_DONTWAIT, None) == 0)
+            if name == "sendmmsg":
+                return bool(libc().sendmmsg(sock.fileno(), None, 0, socket.MSG_DONTWAIT) == 0)
             sock.setsockopt(SOL_UDP, UDP_SEGMENT if name == "gso" else UDP_GRO, 0)
+    except AttributeError:
+        return False
     except OSError:
         return False
     return True

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from asyncnet.addresses import Address
+from asyncnet.addresses import Address, explain
 from asyncnet.udp.ancillary import ask_for
 from asyncnet.udp.transport import DatagramTransport
 
@@ -122,6 +122,7 @@ async def _open(
     failure: OSError | None = None
     for (kind, protocol), (local, remote) in await _candidates(loop, local_addr, remote_addr, family, proto, flags):
         sock = None
+        action, place = "open a UDP socket for", local or remote
         try:
             sock = socket.socket(kind, socket.SOCK_DGRAM, protocol)
             sock.setblocking(False)
@@ -130,13 +131,15 @@ async def _open(
             if allow_broadcast:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             if local is not None:
+                action = "bind UDP"
                 sock.bind(local)
             if remote is not None and not allow_broadcast:  # a broadcast's answers come from other addresses
+                action, place = "send UDP to", remote
                 sock.connect(remote)
         except OSError as exc:
             if sock is not None:
                 sock.close()
-            failure = failure or exc
+            failure = failure or explain(exc, action, place)
         except BaseException:
             if sock is not None:
                 sock.close()

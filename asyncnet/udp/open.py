@@ -6,7 +6,8 @@ import socket
 
 from asyncnet.opening import Opening
 from asyncnet.udp.create import attach
-from asyncnet.udp.endpoint import Endpoint, QueuePolicy
+from asyncnet.udp.endpoint import Endpoint
+from asyncnet.udp.inbox import QueuePolicy
 from asyncnet.udp.sockets import open_socket
 
 __all__ = ["bind", "connect"]
@@ -34,7 +35,7 @@ def bind(
         reuse_port: share the port with other sockets that ask for the same; each datagram goes to one of them.
         share_port: share the port; each broadcast and multicast datagram goes to every one of the sockets.
         queue_size: datagrams that may wait to be received; reading in batches, the queue may exceed it by 64.
-        queue_bytes: bytes that may wait to be received.
+        queue_bytes: bytes that may wait to be received; the queue may exceed it by as many datagrams.
         policy: what happens beyond these bounds, see `QueuePolicy`.
         receive_buffer: bytes of the socket's buffer to ask the system for.
         notes: ask the kernel for more about each datagram; `recv_batch` then returns `Datagram` items.

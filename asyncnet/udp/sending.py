@@ -190,6 +190,9 @@ class SendingTransport(asyncio.DatagramTransport):
             self._poller.add_writer(self._fd, self._in_context(self._on_writable))
         self._buffer.append((data, addr, segment_size))
         self._buffer_size += len(data)
+        self._pause_if_too_much()
+
+    def _pause_if_too_much(self) -> None:
         if self._buffer_size > self._high and not self._writing_paused:
             self._writing_paused = True
             self._call(self._protocol.pause_writing)
@@ -285,7 +288,7 @@ class SendingTransport(asyncio.DatagramTransport):
         if not self._may_send(addr):
             return
         self._flush()
-        view = memoryview(data)
+        view = memoryview(data).cast("B")
         step = max(1, min(_MAX_SEGMENTS, _MAX_TRAIN // segment_size)) * segment_size
         for start in range(0, len(view), step):
             train = view[start : start + step]
@@ -369,6 +372,7 @@ class SendingTransport(asyncio.DatagramTransport):
         if not high >= low >= 0:
             raise ValueError(f"high ({high}) must be at least low ({low}), and low at least 0")
         self._high, self._low = high, low
+        self._pause_if_too_much()
 
 
 def _address_of(ask: Callable[[], Any]) -> Any:

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
+import select
 import socket
 import struct
 import sys
-import termios
 import warnings
 from collections.abc import Callable
 from typing import Any, Final
@@ -30,6 +29,10 @@ from asyncnet.udp.ancillary import CONTROL_SIZE, Train, datagrams_of
 from asyncnet.udp.batch import SLOT_SIZE, SLOTS
 from asyncnet.udp.capabilities import Capabilities, probe
 from asyncnet.udp.sending import SendingTransport, logger
+
+if sys.platform != "win32":
+    import fcntl
+    import termios
 
 __all__ = ["DatagramTransport"]
 
@@ -126,17 +129,21 @@ class DatagramTransport(SendingTransport):
                 else:
                     data, addr = self._sock.recvfrom(SLOT_SIZE)
                 try:
-                    self._deliver_one(data, addr)
+                    self._protocol.datagram_received(data, addr)
                 except Exception as exc:
                     self._report_exception(exc)
                 self._unasked -= 1
                 if not self._unasked and self._reading and self._more_waits():
                     self._receive_batches(self._receive())
             else:
-                first = self._sock.recvfrom(SLOT_SIZE)
-                self._receive_batches([first, *self._receive()] if self._more_waits() else [first])
-        except (BlockingIOError, InterruptedError):
-            pass
+                batch = [self._sock.recvfrom(SLOT_SIZE)]
+                try:
+                    if self._more_waits():
+                        batch += self._receive()
+                finally:  # an error that came behind it does not take the datagram away
+                    self._receive_batches(batch)
+        except BlockingIOError:
+            self._nothing_came()
         except OSError as exc:
             self._batching = False
             if exc.errno in (errno.EBADF, errno.ENOTSOCK):
@@ -146,11 +153,24 @@ class DatagramTransport(SendingTransport):
 
     def _more_waits(self) -> bool:
         """Ask whether another datagram has come already; the longer none has, the less often this is asked."""
-        if fcntl.ioctl(self._fd, termios.FIONREAD, _NONE_WAITING) != _NONE_WAITING:
+        try:
+            waiting = fcntl.ioctl(self._fd, termios.FIONREAD, _NONE_WAITING)
+        except OSError:  # a kind of socket that cannot be asked, as those for ping; epoll tells of what waits
+            return False
+        if waiting != _NONE_WAITING:
             self._patience = self._unasked = 1
             return True
         self._patience = self._unasked = min(2 * self._patience, _MOST_PATIENCE)
         return False
+
+    def _nothing_came(self) -> None:
+        """See why: a wake-up in vain is rare, but a socket that was shut down brings one after the other."""
+        if sys.platform == "linux":
+            poll = select.poll()
+            poll.register(self._fd, select.POLLRDHUP)
+            if poll.poll(0):
+                exc = OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
+                self._fatal_error(exc, "the socket of a datagram transport was shut down behind its back")
 
     def _receive_batches(self, batch: list[Any]) -> None:
         """Deliver a batch and, while they are full, some more."""
@@ -158,6 +178,8 @@ class DatagramTransport(SendingTransport):
         while True:
             self._batching = len(batch) > 1
             if not batch:
+                if batches == 1:
+                    self._nothing_came()
                 return
             self._deliver(batch)
             taken += self._received_bytes
@@ -216,7 +238,7 @@ class DatagramTransport(SendingTransport):
             if self._deliver_batch is not None:
                 self._call(self._deliver_batch, batch)
                 return
-            received = self._deliver_one
+            received = self._protocol.datagram_received
             rest = iter(batch if not self._notes else [item[:2] for item in batch])
             while True:
                 try:
@@ -283,7 +305,6 @@ class DatagramTransport(SendingTransport):
     def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
         """Let `protocol` be called from now on."""
         self._protocol: Any = protocol
-        self._deliver_one: Callable[..., object] = getattr(protocol, "datagram_received")  # noqa: B009
         self._deliver_batch: Callable[..., object] | None = getattr(protocol, "datagrams_received", None)
         self._takes_trains = self._trains and hasattr(protocol, "trains_received")
         if self._takes_trains:
