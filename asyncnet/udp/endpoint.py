@@ -68,12 +68,14 @@ class Endpoint(Inbox):
         if addr is None or self._remote_addr is not None or size > MAX_PAYLOAD or transport is None or self._is_closing:
             self._check(data, addr)
             assert transport is not None
+        stats = self._stats
+        earlier = self._error
         transport.sendto(data, addr)
+        if self._error is earlier:
+            stats.sent += 1
+            stats.sent_bytes += size
         if self._error is not None:
             self._raise_error()
-        stats = self._stats
-        stats.sent += 1
-        stats.sent_bytes += size
 
     async def send_batch(self, batch: Iterable[tuple[Payload, Address | None]]) -> None:
         """Send many datagrams by few system calls.
@@ -91,12 +93,9 @@ class Endpoint(Inbox):
         for data, addr in items:
             self._check(data, addr)
         assert self._transport is not None
+        errors = self._stats.errors
         self._transport.send_batch(items)
-        if self._error is not None:
-            self._raise_error()
-        self._stats.sent += len(items)
-        self._stats.sent_bytes += sum(len(data) for data, _ in items)
-        self._turn -= len(items)
+        self._count_sent(len(items), sum(len(data) for data, _ in items), self._stats.errors - errors)
         if self._turn <= 0:
             await self._let_others_run()
 
@@ -115,15 +114,20 @@ class Endpoint(Inbox):
             await self._writable.wait()
         self._check(b"", addr)
         assert self._transport is not None
+        errors = self._stats.errors
         self._transport.send_segments(data, segment_size, addr)
-        if self._error is not None:
-            self._raise_error()
-        count = -(-len(data) // segment_size)
-        self._stats.sent += count
-        self._stats.sent_bytes += len(data)
-        self._turn -= count
+        self._count_sent(-(-len(data) // segment_size), len(data), self._stats.errors - errors)
         if self._turn <= 0:
             await self._let_others_run()
+
+    def _count_sent(self, count: int, size: int, refused: int) -> None:
+        """Count a batch; raise what the system said about a part of it."""
+        self._turn -= count
+        sent = max(0, count - refused)
+        self._stats.sent += sent
+        self._stats.sent_bytes += size * sent // max(1, count)
+        if self._error is not None:
+            self._raise_error()
 
     async def _let_others_run(self) -> None:
         """End this turn of the loop: whoever sends without a pause would let no timer fire, not even a timeout."""

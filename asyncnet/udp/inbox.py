@@ -49,6 +49,7 @@ class EndpointStats:
     received_bytes: int = 0
     sent: int = 0
     sent_bytes: int = 0
+    """Bytes sent; where the system has refused a part of a batch, its datagrams count as equally long."""
     dropped: int = 0
     """Datagrams dropped because the receive queue was full."""
     kernel_dropped: int = 0

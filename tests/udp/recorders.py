@@ -86,3 +86,24 @@ async def closed(transport: Any, protocol: Any) -> None:
     transport.close()
     async with asyncio.timeout(5):
         await protocol.lost
+
+
+class FullSocket(socket.socket):
+    """A socket whose send buffer is full until told otherwise."""
+
+    full = True
+    refusal: OSError | None = None
+
+    def sendto(self, *args: Any) -> int:
+        if self.refusal is not None:
+            raise self.refusal
+        if self.full:
+            raise BlockingIOError
+        return super().sendto(*args)
+
+
+async def full_transport(create: Create, kind: Callable[[], Any] = Recorder) -> tuple[Any, Any, FullSocket]:
+    sock = FullSocket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    transport, protocol = await create(kind, sock=sock)
+    return transport, protocol, sock

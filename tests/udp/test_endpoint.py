@@ -6,7 +6,6 @@ import asyncio
 import errno
 import socket
 import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,12 +17,7 @@ from asyncnet.errors import ClosedError
 from asyncnet.udp import Datagram, Endpoint, probe
 from asyncnet.udp.batch import Arena
 from asyncnet.udp.sockets import set_multicast
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.001)
+from tests.udp.recorders import full_transport, until
 
 
 async def test_an_echo_with_a_connected_endpoint() -> None:
@@ -293,62 +287,6 @@ async def test_the_bytes_of_the_queue_are_bounded_while_it_is_emptied(policy: st
         assert server.stats.received == 40
 
 
-# Requests
-
-
-async def test_a_request_finds_its_answer_among_others() -> None:
-    async with udp.bind("127.0.0.1", 0) as server, udp.connect(*server.local_addr[:2]) as client:
-
-        async def answer() -> None:
-            _, addr = await server.recv()
-            for data in (b"news", b"7 wrong", b"8 right"):
-                await server.send(data, addr)
-
-        answering = asyncio.create_task(answer())
-        data, addr = await client.request(b"8?", match=lambda data, addr: data.startswith(b"8 "), timeout=5)
-        assert (data, addr) == (b"8 right", server.local_addr)
-        assert [(await client.recv())[0] for _ in range(2)] == [b"news", b"7 wrong"]
-        await answering
-
-
-async def test_a_request_is_repeated_until_it_is_answered() -> None:
-    async with udp.bind("127.0.0.1", 0) as server, udp.bind("127.0.0.1", 0) as client:
-
-        async def answer_the_third() -> None:
-            for _ in range(3):
-                _, addr = await server.recv()
-            await server.send(b"at last", addr)
-
-        answering = asyncio.create_task(answer_the_third())
-        answer = await client.request(b"?", server.local_addr, timeout=0.02, retries=5)
-        assert answer == (b"at last", server.local_addr)
-        await answering
-        assert client.stats.sent >= 3
-
-
-async def test_a_request_gives_up_with_the_address() -> None:
-    async with udp.bind("127.0.0.1", 0) as server, udp.connect(*server.local_addr[:2]) as client:
-        with pytest.raises(TimeoutError, match=f"127.0.0.1:{server.local_addr[1]} does not answer: asked 3 times"):
-            await client.request(b"?", timeout=0.01, retries=2, backoff=1)
-        await until(lambda: server.stats.received == 3)
-        with pytest.raises(ValueError, match="timeout"):
-            await client.request(b"?", timeout=0)
-
-
-async def test_a_request_learns_of_a_refusal_and_of_close() -> None:
-    async with udp.bind("127.0.0.1", 0) as unused:
-        address = unused.local_addr
-    async with udp.connect(*address[:2]) as client:
-        with pytest.raises(ConnectionRefusedError):
-            await client.request(b"?", timeout=5)
-    async with udp.bind("127.0.0.1", 0) as silent, udp.connect(*silent.local_addr[:2]) as client:
-        asking = asyncio.create_task(client.request(b"?", timeout=5))
-        await until(lambda: silent.stats.received)
-        client.close()
-        with pytest.raises(ClosedError):
-            await asking
-
-
 # Multicast
 
 
@@ -401,6 +339,27 @@ async def test_multicast_arguments_are_checked() -> None:
         endpoint.close()
         with pytest.raises(ClosedError):
             endpoint.join("239.0.0.1")
+
+
+async def test_closing_wakes_who_waits_though_something_waits_to_be_sent() -> None:
+    transport, endpoint, sock = await full_transport(udp.create_datagram_endpoint, Endpoint)
+    address = endpoint.local_addr
+    await endpoint.send(b"stuck", address)
+    endpoint.pause_writing()
+    waiting: list[asyncio.Task[Any]] = [
+        asyncio.create_task(endpoint.recv()),
+        asyncio.create_task(endpoint.recv_batch()),
+        asyncio.create_task(endpoint.send(b"x", address)),
+        asyncio.create_task(endpoint.request(b"?", address, timeout=5)),
+    ]
+    await until(lambda: all(task.get_coro().cr_await is not None for task in waiting))  # type: ignore[union-attr]
+    endpoint.close()
+    async with asyncio.timeout(5):
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [ClosedError] * 4
+    sock.full = False
+    await endpoint.aclose()
+    assert transport.is_closing()
 
 
 async def test_a_pending_recv_learns_that_nobody_listens() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import inspect
 import socket
 import sys
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from asyncnet import udp
 from asyncnet.addresses import Address
 from asyncnet.udp.capabilities import DISABLE_VARIABLE
 from tests.udp.recorders import (
@@ -19,6 +21,7 @@ from tests.udp.recorders import (
     Echo,
     Recorder,
     closed,
+    full_transport,
     plain_socket,
     receive_all,
     until,
@@ -148,24 +151,6 @@ async def test_abort_ends_the_connection(create: Create) -> None:
         assert await protocol.lost is None
 
 
-class FullSocket(socket.socket):
-    """A socket whose send buffer is full until told otherwise."""
-
-    full = True
-
-    def sendto(self, *args: Any) -> int:
-        if self.full:
-            raise BlockingIOError
-        return super().sendto(*args)
-
-
-async def full_transport(create: Create) -> tuple[Any, Any, FullSocket]:
-    sock = FullSocket(socket.AF_INET, socket.SOCK_DGRAM)
-    sock.bind(("127.0.0.1", 0))
-    transport, protocol = await create(Recorder, sock=sock)
-    return transport, protocol, sock
-
-
 async def test_what_cannot_leave_waits_and_pauses_the_protocol(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
     if isinstance(create, partial) and sys.version_info[:3] == (3, 13, 0):
         pytest.skip("asyncio of 3.13.0 miscounts what waits, and never resumes (cpython issue 135444)")
@@ -287,3 +272,104 @@ async def test_ipv6_addresses_have_four_parts(create: Create) -> None:
         assert protocol.received[0] == (b"six", peer.getsockname())
         assert len(protocol.received[0][1]) == 4
     await closed(transport, protocol)
+
+
+async def test_lower_limits_pause_the_protocol_at_once(create: Create, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, "sendmmsg")
+    transport, protocol, _ = await full_transport(create)
+    transport.sendto(bytes(100), ("127.0.0.1", 9))
+    assert protocol.events == ["made"]
+    transport.set_write_buffer_limits(high=50)
+    assert protocol.events == ["made", "pause"]
+    transport.abort()
+    await protocol.lost
+
+
+@pytest.mark.parametrize("number", [errno.ENOBUFS, errno.EMSGSIZE, errno.EPERM, errno.ENETUNREACH])
+async def test_what_the_system_refuses_is_told_and_the_transport_lives_on(create: Create, number: int) -> None:
+    transport, protocol, sock = await full_transport(create)
+    sock.refusal = OSError(number, "refused")
+    with plain_socket() as peer:
+        transport.sendto(b"x", peer.getsockname())
+        assert [exc.errno for exc in protocol.errors] == [number]
+        sock.refusal, sock.full = None, False
+        transport.sendto(b"y", peer.getsockname())
+        assert await receive_all(peer, 1) == [b"y"]
+    await closed(transport, protocol)
+
+
+async def test_a_method_that_is_replaced_later_is_called(create: Create) -> None:
+    transport, protocol = await create(Recorder, local_addr=("127.0.0.1", 0))
+    seen: list[bytes] = []
+    protocol.datagram_received = lambda data, addr: seen.append(data)
+    with plain_socket() as peer:
+        for data in (b"one", b"two"):
+            peer.sendto(data, transport.get_extra_info("sockname"))
+            await until(lambda d=data: d in seen)  # type: ignore[misc]
+    assert protocol.received == []
+    await closed(transport, protocol)
+
+
+async def test_a_protocol_that_only_sends_needs_no_method_to_receive(create: Create) -> None:
+    class Mute(asyncio.BaseProtocol):
+        pass
+
+    with plain_socket() as peer:
+        transport, _ = await create(Mute, remote_addr=peer.getsockname())
+        transport.sendto(b"x")
+        assert await receive_all(peer, 1) == [b"x"]
+        transport.close()
+
+
+async def test_empty_datagrams_arrive(create: Create) -> None:
+    transport, protocol = await create(Recorder, local_addr=("127.0.0.1", 0))
+    with plain_socket() as peer:
+        for data in (b"", b"", b"end"):
+            peer.sendto(data, transport.get_extra_info("sockname"))
+        await until(lambda: len(protocol.received) == 3)
+        assert protocol.received == [(data, peer.getsockname()) for data in (b"", b"", b"end")]
+    await closed(transport, protocol)
+
+
+async def test_closing_when_the_connection_is_made(create: Create) -> None:
+    class Leaving(Recorder):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            transport.close()
+
+    _, protocol = await create(Leaving, local_addr=("127.0.0.1", 0))
+    async with asyncio.timeout(5):
+        assert await protocol.lost is None
+    assert protocol.events == ["made", "lost"]
+
+
+async def test_a_protocol_that_fails_when_the_connection_is_made_is_reported(create: Create) -> None:
+    class Failing(Recorder):
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            raise ZeroDivisionError
+
+    reported: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context))
+    transport, protocol = await create(Failing, local_addr=("127.0.0.1", 0))
+    assert [type(context["exception"]) for context in reported] == [ZeroDivisionError]
+    with plain_socket() as peer:
+        peer.sendto(b"x", transport.get_extra_info("sockname"))
+        await until(lambda: protocol.received)
+    await closed(transport, protocol)
+
+
+def test_the_arguments_are_those_of_the_loops_method() -> None:
+    own = inspect.signature(udp.create_datagram_endpoint).parameters
+    stock = inspect.signature(asyncio.BaseEventLoop.create_datagram_endpoint).parameters
+    for name in list(stock)[1:]:  # without self
+        assert own[name].replace(annotation=inspect.Parameter.empty) == stock[name]
+    assert list(own)[: len(stock) - 1] == list(stock)[1:]
+
+
+async def test_an_error_of_opening_names_the_address(create: Create) -> None:
+    with plain_socket() as taken:
+        host, port = taken.getsockname()
+        with pytest.raises(OSError, match="in use" if isinstance(create, partial) else f"{host}:{port}") as caught:
+            await create(Recorder, local_addr=(host, port))
+    assert caught.value.errno == errno.EADDRINUSE
