@@ -101,15 +101,18 @@ def describe(exc: BaseException) -> str:
 
 
 def address_argument(
-    default_host: str | None = None, default_port: int | None = None
+    default_host: str | None = None, default_port: int | None = None, *, any_port: bool = True
 ) -> Callable[[str], tuple[str, int]]:
-    """Return a converter of argparse for HOST:PORT."""
+    """Return a converter of argparse for HOST:PORT; without `any_port`, port 0 is none to send to."""
 
     def convert(text: str) -> tuple[str, int]:
         try:
-            return parse_address(text, default_host=default_host, default_port=default_port)
+            host, port = parse_address(text, default_host=default_host, default_port=default_port)
         except AddressError as exc:
             raise argparse.ArgumentTypeError(str(exc)) from None
+        if not port and not any_port:
+            raise argparse.ArgumentTypeError(f"{text!r}: nobody listens on port 0")
+        return host, port
 
     return convert
 

@@ -43,7 +43,10 @@ def _info(arguments: argparse.Namespace) -> int:
         ],
     )
     print(f"\nUDP in batches ({DISABLE_VARIABLE}=NAME,... switches one off)")
-    rows = [(name, "yes" if have else "no") for name, have in attrs.asdict(probe()).items()]
+    known = attrs.asdict(probe())
+    rows = [(name, "yes" if have else "no") for name, have in known.items()]
+    named = (name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(","))
+    rows += [(name, f"no such thing, but {DISABLE_VARIABLE} names it") for name in named if name and name not in known]
     _print_table(("", ""), rows)
     print("\nLimits")
     _print_table(("", ""), list(_limits()))

@@ -30,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
         dest="command", required=True, metavar="COMMAND"
     )
     send = commands.add_parser("send", help="send one datagram")
-    send.add_argument("address", type=address_argument(), metavar="HOST:PORT")
+    send.add_argument("address", type=address_argument(any_port=False), metavar="HOST:PORT")
     send.add_argument("text", metavar="TEXT")
     send.add_argument(
         "--wait", type=positive_float, metavar="SECONDS", help="wait this long for an answer and print it"
@@ -71,7 +71,7 @@ async def _send(arguments: argparse.Namespace) -> int:
                 data, _ = await endpoint.recv()
         except TimeoutError:
             raise TimeoutError(f"no answer within {arguments.wait:g} s") from None
-        print(data.decode(errors="backslashreplace"))
+        print(_printable(data, keep="\n\t"))
     return 0
 
 
@@ -84,16 +84,23 @@ async def _receive(arguments: argparse.Namespace, *, echo: bool) -> int:
             except NotImplementedError:  # Windows
                 break
         announce(endpoint.local_addr)
-        while True:
+        async for data, addr in endpoint:
+            if not echo:
+                print(f"{format_address(addr)}: {_printable(data)}", flush=True)
+                continue
             try:
-                data, addr = await endpoint.recv()
-                if echo:
-                    await endpoint.send(data, addr)
-                else:
-                    print(f"{format_address(addr)}: {data.decode(errors='backslashreplace')}", flush=True)
+                await endpoint.send(data, addr)
             except ClosedError:
-                return 0
-            except BrokenPipeError:
-                raise
+                break
             except OSError as exc:  # one peer that cannot be reached is no reason to stop
                 print(f"asyncnet: {describe(exc)}", file=sys.stderr)
+        lost = endpoint.stats.kernel_dropped
+    if lost:
+        print(f"asyncnet: the system dropped {lost} datagrams that came faster than they were taken", file=sys.stderr)
+    return 0
+
+
+def _printable(data: bytes, keep: str = "") -> str:
+    """Return what came from the network as text that can do nothing to a terminal, on one line."""
+    text = data.decode(errors="backslashreplace")
+    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)

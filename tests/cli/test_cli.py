@@ -14,17 +14,20 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 
-from asyncnet import cli, compat
+from asyncnet import cli, compat, udp
 from asyncnet.cli import demo
 from asyncnet.lab import Settings
+from asyncnet.udp.capabilities import DISABLE_VARIABLE
 
 AVAILABLE = [name for name, engine in compat.ENGINES.items() if not engine.unavailable()]
 
 
-def asyncnet(*arguments: str | Path, **options: str) -> subprocess.CompletedProcess[str]:
+def asyncnet(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "asyncnet", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, **options)  # type: ignore[call-overload,no-any-return]
 
@@ -66,7 +69,9 @@ def test_the_version() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["nonsense"], ["udp"], ["udp", "send", "host", "text"], ["tcp", "echo"], ["tcp", "echo", "--bind", "x:y"],
+    [[], ["nonsense"], ["udp"], ["udp", "send", "host", "text"],
+     ["udp", "send", "127.0.0.1:0", "text"], ["udp", "send", "127.0.0.1:9", "text", "--wait", "0"],
+     ["tcp", "echo"], ["tcp", "echo", "--bind", "x:y"],
      ["tcp", "echo", "--bind", "127.0.0.1:0", "--engine", "steam"], ["compare", "--clients", "0"],
      ["compare", "--seconds", "nan"], ["tftp", "serve"], ["tftp", "serve", ".", "--write", "sometimes"],
      ["broadcast", "ask", "0", "Hi"]],
@@ -116,6 +121,17 @@ def test_info_lists_interfaces_engines_limits_and_versions() -> None:
         assert word in done.stdout
 
 
+def test_info_tells_how_datagrams_move_and_what_is_switched_off() -> None:
+    have = attrs.asdict(udp.probe())
+    lines = asyncnet("info").stdout.splitlines()
+    for name, there in have.items():
+        assert [line.split() for line in lines if line.split()[:1] == [name]] == [[name, "yes" if there else "no"]]
+    environment = os.environ | {DISABLE_VARIABLE: "gro,recvmsg"}
+    lines = asyncnet("info", env=environment).stdout.splitlines()
+    assert ["gro", "no"] in [line.split() for line in lines]
+    assert any("recvmsg" in line and "no such" in line for line in lines)
+
+
 def test_output_into_a_pipe_that_closes_is_no_error() -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "asyncnet", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -135,6 +151,49 @@ def test_udp_send_reaches_udp_recv() -> None:
     with running("udp", "recv", "--bind", "127.0.0.1:0") as (server, port):
         assert asyncnet("udp", "send", f"127.0.0.1:{port}", "grüß dich").returncode == 0
         assert read_line(server).partition(": ")[2] == "grüß dich\n"
+
+
+def test_udp_recv_prints_one_harmless_line_for_each_datagram() -> None:
+    with running("udp", "recv", "--bind", "127.0.0.1:0") as (server, port):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            for data in (b"\x1b[2J\n127.0.0.1:1: forged", b"", b"\xff\x00", b"end"):
+                peer.sendto(data, ("127.0.0.1", port))
+        lines = [read_line(server).partition(": ")[2] for _ in range(4)]
+        assert lines == ["\\x1b[2J\\n127.0.0.1:1: forged\n", "\n", "\\xff\\x00\n", "end\n"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_udp_recv_ends_when_its_output_cannot_be_written() -> None:
+    with open("/dev/full", "w") as full:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "asyncnet", "udp", "recv", "--bind", "127.0.0.1:0"],
+            stdout=full, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert process.stderr is not None
+        port = int(process.stderr.readline().rpartition(":")[2])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+            peer.sendto(b"x", ("127.0.0.1", port))
+        _, said = process.communicate(timeout=15)
+    assert (process.returncode, said) == (1, "asyncnet: No space left on device\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells of drops on Linux")
+def test_udp_recv_tells_what_the_system_dropped() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asyncnet", "udp", "recv", "--bind", "127.0.0.1:0"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    port = int(process.stderr.readline().rpartition(":")[2])
+    process.send_signal(signal.SIGSTOP)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
+        for _ in range(2000):
+            peer.sendto(bytes(1000), ("127.0.0.1", port))
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=15)
+    assert process.returncode == 0
+    assert "datagrams that came faster" in said
 
 
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])

@@ -73,6 +73,16 @@ async def main():
                 assert exc.errno == errno.ENETUNREACH and "192.0.2.1:9" in str(exc), exc
             else:
                 raise AssertionError("sent")
+    for opening in (
+        udp.connect("192.0.2.1", 9),
+        udp.create_datagram_endpoint(asyncio.DatagramProtocol, remote_addr=("192.0.2.1", 9)),
+    ):
+        try:
+            await opening
+        except OSError as exc:
+            assert exc.errno == errno.ENETUNREACH and "192.0.2.1:9" in str(exc), exc
+        else:
+            raise AssertionError("connected")
 
 asyncnet.run(main(), loop=sys.argv[1])
 """
