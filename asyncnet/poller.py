@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import select
 import sys
+import time
 from collections.abc import Callable
 from contextvars import Context
 from typing import Final, Protocol
@@ -23,8 +24,11 @@ from asyncnet.perloop import PerLoop
 
 __all__ = ["Poller", "poller_of"]
 
-_EVENTS_PER_TURN: Final = 256
-"""Descriptors that are served before the event loop turns to others."""
+_EVENTS_PER_TURN: Final = 128
+"""Descriptors that are served before the event loop turns to others, at most."""
+_SECONDS_PER_TURN: Final = 0.01
+"""Longer turns are followed by smaller ones: timers must fire when many sockets are flooded at once. epoll puts those
+that are served behind the others, so each has its turn."""
 
 Callback = Callable[[], object]
 
@@ -59,6 +63,7 @@ if sys.platform == "linux":
             self._epoll = select.epoll()
             self._readers: dict[int, Callback] = {}
             self._writers: dict[int, Callback] = {}
+            self._most = _EVENTS_PER_TURN
 
         def _begin(self) -> None:
             loop = self._loop()
@@ -124,7 +129,9 @@ if sys.platform == "linux":
         def _run(self) -> None:
             readers, writers = self._readers, self._writers
             orphans = False
-            for fd, events in self._epoll.poll(0, _EVENTS_PER_TURN):
+            begun = time.monotonic()
+            ready = self._epoll.poll(0, self._most)
+            for fd, events in ready:
                 reader = readers.get(fd)
                 if reader is None and fd not in writers:
                     orphans = True
@@ -136,6 +143,11 @@ if sys.platform == "linux":
                         writers[fd]()
                 except Exception as exc:
                     self._report(exc, fd)
+            took = time.monotonic() - begun
+            if took > _SECONDS_PER_TURN:
+                self._most = max(1, int(len(ready) * _SECONDS_PER_TURN / took))
+            elif self._most < _EVENTS_PER_TURN:
+                self._most = min(2 * self._most, _EVENTS_PER_TURN)
             if orphans and any(
                 fd not in readers and fd not in writers for fd, _ in self._epoll.poll(0, _EVENTS_PER_TURN)
             ):

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import socket
 import sys
+import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -142,6 +146,35 @@ def test_what_a_loop_shares_does_not_keep_it_alive() -> None:
     del loop, shared
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="epoll")
+async def test_many_busy_sockets_share_a_turn_that_stays_short() -> None:
+    """Timers fire though 100 sockets have more to do than fits one turn, and every socket has its turn."""
+    poller = poller_of(asyncio.get_running_loop())
+    calls: Counter[int] = Counter()
+
+    def work(fd: int) -> None:
+        calls[fd] += 1
+        end = time.monotonic() + 0.0005
+        while time.monotonic() < end:
+            pass
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            near, far = (stack.enter_context(sock) for sock in socket.socketpair())
+            far.send(b"x")  # which is never read
+            poller.add_reader(near.fileno(), partial(work, near.fileno()))
+            stack.callback(poller.remove_reader, near.fileno())
+        turns: list[int] = []
+        async with asyncio.timeout(10):
+            while len(calls) < 100 or len(turns) < 20:
+                before = calls.total()
+                await asyncio.sleep(0)
+                turns.append(calls.total() - before)
+    turns = [turn for turn in turns if turn]
+    assert max(turns[1:]) <= 60  # the first has shown how long they take
+    assert max(calls.values()) - min(calls.values()) <= 5
 
 
 class Told(asyncio.DatagramProtocol):

@@ -29,7 +29,7 @@ AVAILABLE = [name for name, engine in compat.ENGINES.items() if not engine.unava
 
 def asyncnet(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "asyncnet", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, **options)
 
 
 @contextlib.contextmanager
