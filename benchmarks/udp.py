@@ -45,6 +45,26 @@ BULK: Final = (
     "uvloop sendto",
     "asyncio sendto",
 )
+GOALS: Final = (
+    *(
+        (part, f"{size} bytes: {text}", name, base, key, bound)
+        for part, size in (("echo64", 64), ("echo1000", 1000))
+        for text, name, base, key, bound in (
+            ("CPU of a protocol ÷ uvloop's", "asyncnet protocol", "uvloop protocol", "cpu", "<= 0.75"),
+            ("CPU of a protocol ÷ C's, recvmmsg", "asyncnet protocol", CEILING, "cpu", "<= 1.3"),
+            ("rate of a protocol ÷ asyncio's", "asyncnet protocol", "asyncio protocol", "rate", ">= 5"),
+            ("rate of an endpoint ÷ uvloop's protocol's", "asyncnet endpoint", "uvloop protocol", "rate", ">= 1"),
+            ("rate of an endpoint ÷ asyncio-dgram's", "asyncnet endpoint", "asyncio-dgram on uvloop", "rate", ">= 2"),
+        )
+    ),
+    ("pingpong", "ping-pong: p50 of a protocol ÷ uvloop's", "asyncnet protocol", "uvloop protocol", "p50", "<= 1.05"),
+    *(
+        ("bulk", f"bulk: MB/s {text}, send_segments ÷ uvloop's sendto", name, "uvloop sendto", key, ">= 8")
+        for text, key in (("sent", "sent_rate"), ("received", "rate"))
+        for name in BULK[1::-1]
+    ),
+)
+"""What was aimed at: a table, a text, a way, what it is compared with, the figure, the bound."""
 
 
 def echo_command(name: str) -> list[str]:
@@ -149,7 +169,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     parts = saved("udp") | parts if arguments.part else parts
     save("udp", parts)
-    publish("udp", "\n\n".join(str(TABLES[part](parts[part])) for part in parts))
+    tables = [TABLES[part](parts[part]) for part in TABLES if part in parts]
+    publish("udp", "\n\n".join(map(str, [*tables, goals_table(parts)])))
     return 0
 
 
@@ -193,6 +214,30 @@ def idle_table(runs: list[dict[str, Any]]) -> Table:
     rows = [[f"{run['count']:,}", f"{run['python'] / 1024:.2f}", f"{run['resident'] / 1024:.2f}"] for run in runs]
     headings = ["endpoints", "KiB of Python memory each", "KiB of resident memory each"]
     return Table("Idle endpoints in one process", headings, rows)
+
+
+def goals_table(parts: dict[str, list[dict[str, Any]]]) -> Table:
+    """Return what was aimed at beside what was measured, as far as it was."""
+    rows = []
+    for part, text, name, base, key, bound in GOALS:
+        runs = parts.get(part, [])
+        if {name, base} <= {run["name"] for run in runs}:
+            rows.append([f"{text} ({name.rpartition(', ')[2]})" if part == "bulk" else text, bound])
+            rows[-1] += _judged(ratio(runs, name, base, key), bound)
+    for name in BULK[1::-1]:
+        if runs := [run for run in parts.get("bulk", []) if run["name"] == name]:
+            missing = sum(run["missing"] for run in runs)
+            rows.append([f"bulk: lost and not counted ({name.rpartition(', ')[2]})", "<= 0", *_judged(missing, "<= 0")])
+    for run in parts.get("idle", []):
+        text = f"KiB of Python memory of each of {run['count']:,} idle endpoints"
+        rows.append([text, "<= 6", *_judged(run["python"] / 1024, "<= 6")])
+    return Table("Goals", ["figure", "goal", "measured", "reached"], rows)
+
+
+def _judged(value: float, bound: str) -> list[str]:
+    sign, _, limit = bound.partition(" ")
+    reached = value <= float(limit) if sign == "<=" else value >= float(limit)
+    return [f"{value:.3g}", "yes" if reached else "no"]
 
 
 TABLES: Final = {
