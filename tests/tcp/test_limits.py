@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 
 import pytest
@@ -75,3 +76,23 @@ async def test_a_local_socket_is_no_client_of_an_address(tmp_path_factory: pytes
             assert await exchange(stream, b"x") == b"x"
             stream[1].close()
         await until(lambda: server.stats.completed == 3)
+
+
+async def test_a_crowd_at_the_door_is_taken_in_over_several_turns_of_the_loop() -> None:
+    """At most 64 connections are accepted in a turn, so that timers and other sockets have theirs."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with tcp.serve(handler, "127.0.0.1", 0, grace=0) as server:
+        crowd = [socket.create_connection(server.address[:2]) for _ in range(200)]  # nothing of the loop runs meanwhile
+        try:
+            steps: list[int] = []
+            while sum(steps) < 200:
+                before = server.stats.accepted
+                await asyncio.sleep(0)
+                steps.append(server.stats.accepted - before)
+        finally:
+            for sock in crowd:
+                sock.close()
+    assert max(steps) <= 64
