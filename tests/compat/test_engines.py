@@ -400,6 +400,38 @@ def test_stopping_refuses_new_connections_and_lets_handlers_finish(engine: str, 
         assert server.wait() == ["restored"]
 
 
+def test_stopping_under_load_ends_every_conversation_without_a_failure(engine: str, tmp_path: Path) -> None:
+    answered = [0] * 20
+    with running(engine, tmp_path, "--grace", "0.2") as server:
+
+        def talk(n: int) -> None:
+            message = b"%d" % n * 500
+            try:
+                with server.connect("echo") as sock:
+                    while True:
+                        sock.sendall(message)
+                        received = b""
+                        while len(received) < len(message):
+                            if not (block := sock.recv(len(message))):
+                                return
+                            received += block
+                        assert received == message
+                        answered[n] += 1
+            except ConnectionError:  # cut off while it was sending
+                pass
+
+        threads = [threading.Thread(target=talk, args=(n,)) for n in range(len(answered))]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: all(answered), "every client is served")
+        *_, counted = server.stop()
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+    stats = json.loads(counted)
+    assert (stats["accepted"], stats["active"], stats["failed"]) == (20, 0, 0)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of descriptors differ")
 def test_running_out_of_descriptors_ends_nothing(engine: str, tmp_path: Path) -> None:
     with running(engine, tmp_path, "--nofile", "40", "--grace", "0.1") as server:
