@@ -75,10 +75,11 @@ def pin(pid: int, core: int) -> None:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], *, core: int = 0) -> Iterator[subprocess.Popen[str]]:
-    """Run a program on one core, with its standard error as a pipe; at the end it gets SIGTERM."""
+def running(command: Sequence[str], *, core: int | None = 0) -> Iterator[subprocess.Popen[str]]:
+    """Run a program on one core, or on all for None, with its output as pipes; at the end it gets SIGTERM."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=FOLDER.parent)
-    pin(process.pid, core)
+    if core is not None:
+        pin(process.pid, core)
     try:
         yield process
     finally:
@@ -91,8 +92,8 @@ def running(command: Sequence[str], *, core: int = 0) -> Iterator[subprocess.Pop
 
 
 @contextlib.contextmanager
-def server(command: Sequence[str], *, core: int = 0) -> Iterator[Server]:
-    """Run a server on one core; it says ``listening on HOST:PORT`` on standard error when it is ready."""
+def server(command: Sequence[str], *, core: int | None = 0) -> Iterator[Server]:
+    """Run a server as `running` does; it says ``listening on HOST:PORT`` on standard error when it is ready."""
     with running(command, core=core) as process:
         assert process.stderr is not None
         lines = []

@@ -1,15 +1,17 @@
-"""Tables for people: printed, and put into README.md between the marks of their benchmark."""
+"""Tables for people: printed, and put into README.md and the chapters of docs/models between their marks."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 import attrs
 
-__all__ = ["Table", "publish"]
+__all__ = ["Table", "fill_chapters", "publish"]
 
 README: Final = Path(__file__).with_name("README.md")
+CHAPTERS: Final = Path(__file__).parent.parent / "docs" / "models"
 
 
 @attrs.frozen
@@ -42,9 +44,36 @@ def publish(name: str, text: str) -> None:
     """
     print(text)
     whole = README.read_text()
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    filled = _fill(whole, f"<!-- {name} -->", f"<!-- /{name} -->", text)
+    if filled is None:
+        raise ValueError(f"{README} has no place for {name!r}")
+    README.write_text(filled)
+
+
+def fill_chapters(kind: str, texts: Mapping[str, str], *, folder: Path = CHAPTERS) -> None:
+    """Let texts stand in the chapters that have a place for them: ``<!-- KIND NAME -->`` to ``<!-- /KIND -->``.
+
+    Args:
+        kind: ``"engine"`` or ``"claim"``.
+        texts: what is to stand there, by its name.
+        folder: where the chapters are.
+
+    Raises:
+        ValueError: no chapter has a place for one of them; nothing is written then.
+    """
+    chapters = {path: path.read_text() for path in sorted(folder.glob("*.md"))}
+    for name, text in texts.items():
+        begin, end = f"<!-- {kind} {name} -->", f"<!-- /{kind} -->"
+        filled = {path: new for path, old in chapters.items() if (new := _fill(old, begin, end, text)) is not None}
+        if not filled:
+            raise ValueError(f"{folder} has no place for the {kind} {name!r}")
+        chapters |= filled
+    for path, text in chapters.items():
+        path.write_text(text)
+
+
+def _fill(whole: str, begin: str, end: str, text: str) -> str | None:
+    """Return `whole` with `text` between the marks; None when it has no such marks."""
     before, mark, rest = whole.partition(begin)
     _, closing, after = rest.partition(end)
-    if not mark or not closing:
-        raise ValueError(f"{README} has no place between {begin} and {end}")
-    README.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+    return f"{before}{begin}\n\n{text}\n\n{end}{after}" if mark and closing else None
