@@ -59,7 +59,8 @@ asyncnet.compat.classic.tcp_thread asyncnet.compat.classic.tftp_client asyncnet.
 asyncnet.compat.classic.udp_receiver
 asyncnet.compat.traps
 asyncnet.compat.tasks
-asyncnet.compat.streams asyncnet.compat.descriptors
+asyncnet.compat.writing asyncnet.compat.descriptors
+asyncnet.compat.streams
 asyncnet.compat.serving asyncnet.compat.blocking
 asyncnet.compat.kernel
 asyncnet.compat.connections asyncnet.compat.datagrams

@@ -15,9 +15,10 @@ from asyncnet.compat.engines import (
 )
 from asyncnet.compat.kernel import Kernel
 from asyncnet.compat.serving import Server, Stats
-from asyncnet.compat.streams import Reader, Writer, open_streams
+from asyncnet.compat.streams import Reader, open_streams
 from asyncnet.compat.tasks import Spawned, spawn, timeout
 from asyncnet.compat.traps import sleep, wait_readable, wait_writable
+from asyncnet.compat.writing import Writer
 
 __all__ = [
     "ENGINES",

@@ -105,8 +105,6 @@ class BlockingDriver:
             self.sleep(inf if timeout is None else timeout)
         elif request.kind == JOIN:
             self.join(request.source, timeout)
-            if request.source.finished:
-                return
         else:
             try:
                 self.wait(request.source, request.kind, timeout)
@@ -114,7 +112,7 @@ class BlockingDriver:
             except TimeoutError:
                 if due is None:
                     raise
-        if due is not None:
+        if due is not None and time.monotonic() >= due.deadline and not getattr(request.source, "finished", False):
             raise due.expire()
 
     # What the engines do each in their way.
@@ -187,14 +185,16 @@ class ThreadDriver(BlockingDriver):
 
     def __init__(self) -> None:
         super().__init__()
-        self._told = threading.Event()
+        self._told = False
         self._lock = threading.Lock()
+        self._wakeup = threading.Event()
         self._bell: socket.socket | None = None  # there while the thread waits for a socket
 
     def cancel(self) -> None:
         """Raise `asyncio.CancelledError` in the next wait, or the present one; a call that blocks goes on."""
         with self._lock:
-            self._told.set()
+            self._told = True
+            self._wakeup.set()
             if self._bell is not None:
                 self._bell.send(b"\0")
 
@@ -202,10 +202,19 @@ class ThreadDriver(BlockingDriver):
         """Wait for some seconds, or until cancelled."""
         if seconds <= 0:
             time.sleep(0)
-        while not self._told.wait(max(0.0, min(seconds, LONGEST))):
-            seconds -= LONGEST
-            if seconds <= 0:
+        deadline = time.monotonic() + seconds
+        while True:
+            self.check()
+            if (left := deadline - time.monotonic()) <= 0:
                 return
+            self._wakeup.wait(min(left, LONGEST))
+            self._wakeup.clear()
+
+    def join(self, task: Any, timeout: float | None) -> None:
+        """Wait until a task of `spawn` has ended, or the timeout has passed, or until cancelled."""
+        task.wake_at_end(self._wakeup)
+        self._wakeup.wait(timeout)
+        self._wakeup.clear()
         self.check()
 
     def wait(self, sock: HasFileno, kind: int, timeout: float | None) -> None:
@@ -218,7 +227,7 @@ class ThreadDriver(BlockingDriver):
                 self.check()
                 wait_ready(sock, kind, timeout, alarm=alarm)
             except asyncio.CancelledError:
-                self._told.clear()
+                self._told = False
                 raise
             finally:
                 with self._lock:
@@ -226,8 +235,8 @@ class ThreadDriver(BlockingDriver):
 
     def check(self) -> None:
         """Raise `asyncio.CancelledError` if told so, once."""
-        if self._told.is_set():
-            self._told.clear()
+        if self._told:
+            self._told = False
             raise asyncio.CancelledError
 
 
@@ -243,6 +252,7 @@ class ThreadTask(Spawned):
         self._coro = coro
         self._driver = driver
         self._ended = threading.Event()
+        self._waiters: list[threading.Event] = [self._ended]
         self._thread = threading.Thread(target=self.run, daemon=True)
 
     def start(self) -> ThreadTask:
@@ -265,7 +275,14 @@ class ThreadTask(Spawned):
         except BaseException as exc:
             self.finish(error=exc)
         finally:
-            self._ended.set()
+            for waiter in self._waiters:
+                waiter.set()
+
+    def wake_at_end(self, waiter: threading.Event) -> None:
+        """Set `waiter` when it ends, or now if it has."""
+        self._waiters.append(waiter)
+        if self.finished:
+            waiter.set()
 
     def cancel(self) -> None:
         """Raise `asyncio.CancelledError` in its next wait; see `ThreadDriver.cancel`."""

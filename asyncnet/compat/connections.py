@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import attrs
 
 from asyncnet.addresses import Address, explain, format_address
-from asyncnet.compat.serving import PAUSE, Job, Stats
+from asyncnet.compat.serving import FULL_PAUSE, PAUSE, Job, Stats
 from asyncnet.compat.streams import open_streams
 from asyncnet.compat.tasks import Driver
 from asyncnet.compat.traps import Trap, sleep, trap
@@ -66,6 +66,7 @@ class StreamService:
         self.backlog = backlog
         self.socket = _listen(address, backlog)
         self.address: Address = self.socket.getsockname()
+        self._name = format_address(self.address)
 
     async def front(
         self, admit: Callable[[Job], object], stats: Stats, *, full: Callable[[], bool] = lambda: False
@@ -80,9 +81,18 @@ class StreamService:
             while True:
                 for _ in range(ACCEPTS_PER_TURN):
                     try:
-                        if full():
-                            raise OSError("as many connections as this engine takes are open")
-                        sock, peer = listener.accept()
+                        while full():
+                            if not strained:
+                                stats.count(pauses=1)
+                                logger.warning("%s: as many connections as this engine takes are open", self._name)
+                            strained = True
+                            await sleep(FULL_PAUSE)
+                        try:
+                            sock, peer = listener.accept()
+                        except OSError as exc:
+                            if exc.errno == errno.EINVAL:
+                                return  # another process has shut the listener down
+                            raise
                         try:
                             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                             admit(Connection(self.handler, sock, peer))
@@ -92,14 +102,11 @@ class StreamService:
                     except BlockingIOError:
                         await trap(readable)
                     except (OSError, RuntimeError, MemoryError) as exc:
-                        number = exc.errno if isinstance(exc, OSError) else None
-                        if number in PEER_ERRORS:
+                        if isinstance(exc, OSError) and exc.errno in PEER_ERRORS:
                             continue  # what happened to the waiting connection itself
-                        if number == errno.EINVAL:
-                            return  # another process has shut the listener down
                         stats.count(pauses=1)
                         if not strained:
-                            logger.warning("accepting on %s pauses: %s", format_address(self.address), exc)
+                            logger.warning("accepting on %s pauses: %s", self._name, exc)
                         strained = True
                         await sleep(PAUSE)
                     else:

@@ -17,9 +17,10 @@ import attrs
 
 from asyncnet import udp
 from asyncnet.addresses import Address, explain, format_address
-from asyncnet.compat.serving import Job, Stats
+from asyncnet.compat.serving import EXHAUSTED, Job, Stats
 from asyncnet.compat.tasks import Driver, bounded
-from asyncnet.compat.traps import Trap, current_driver, sleep, trap
+from asyncnet.compat.traps import YIELD, Trap, current_driver, sleep, trap
+from asyncnet.compat.writing import TURNS
 from asyncnet.errors import ClosedError
 from asyncnet.udp.create import attach
 
@@ -61,6 +62,7 @@ class Endpoint:
         self._sock = sock
         self._driver = driver
         self._shared = shared  # the server's: closing it is not for a handler
+        self._turns = 0
         self._peer = _peer_of(sock)
         self._readable = Trap(EVENT_READ, sock, drained=True)
         self._writable = Trap(EVENT_WRITE, sock, drained=True)
@@ -84,6 +86,7 @@ class Endpoint:
             OSError: an error that the system reports for what was sent before, such as a refusal.
         """
         sock = self._sock
+        await self._take_turns()
         while True:
             if sock.fileno() < 0:
                 raise ClosedError("the endpoint is closed")
@@ -93,6 +96,7 @@ class Endpoint:
                 )
                 return got
             except BlockingIOError:
+                self._turns = 0
                 await trap(self._readable)
             except OSError:
                 if sock.fileno() >= 0:
@@ -106,6 +110,7 @@ class Endpoint:
             ValueError: it is too large for a datagram.
             OSError: the system does not send it; the message names the address.
         """
+        await self._take_turns()
         while True:
             if self._sock.fileno() < 0:
                 raise ClosedError("the endpoint is closed")
@@ -113,7 +118,18 @@ class Endpoint:
                 self.send_nowait(data, addr)
                 return
             except BlockingIOError:
-                await trap(self._writable)
+                self._turns = 0
+                if self._shared:  # many may wait for room in it, and only one for the socket
+                    await sleep(_BUSY_PAUSE)
+                else:
+                    await trap(self._writable)
+
+    async def _take_turns(self) -> None:
+        """Let others run after many operations that did not have to wait."""
+        self._turns += 1
+        if self._turns > TURNS:
+            self._turns = 0
+            await trap(YIELD)
 
     def send_nowait(self, data: Buffer, addr: Address | None = None) -> None:
         """Send a datagram at once.
@@ -333,7 +349,11 @@ async def attend(handler: DatagramHandler, data: bytes, addr: Address, endpoint:
         stats.count(disconnected=1)
         logger.debug("%s cannot be answered: %r", format_address(addr), exc)
     except Exception as exc:
-        logger.error("the handler of a datagram of %s failed: %s", format_address(addr), exc, exc_info=exc)
-        stats.count(failed=1)
+        if isinstance(exc, OSError) and exc.errno in EXHAUSTED:
+            logger.warning("a datagram of %s is not served: %s", format_address(addr), exc)
+            stats.count(refused=1)
+        else:
+            logger.error("the handler of a datagram of %s failed: %s", format_address(addr), exc, exc_info=exc)
+            stats.count(failed=1)
     finally:
         stats.count(active=-1)

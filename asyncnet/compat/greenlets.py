@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine
 from selectors import EVENT_READ
 from typing import Any, Final, TypeVar
@@ -17,6 +18,9 @@ from asyncnet.errors import MissingExtraError
 __all__ = ["GeventServer", "run_in_greenlet"]
 
 logger: Final = logging.getLogger("asyncnet.compat")
+
+_LOOK_AGAIN: Final = 0.05
+"""Seconds after which a server that stops looks for new greenlets, and whether it was told to hurry."""
 
 T = TypeVar("T")
 
@@ -69,11 +73,13 @@ class _Greenlet(Spawned):
     def __init__(self, coro: Coroutine[Any, Any, Any], driver: GreenletDriver) -> None:
         self._gevent = driver._gevent
         self._ended = self._gevent.event.Event()
+        self._began = False
         self._greenlet = self._gevent.spawn(self._run, coro, driver)
         driver.greenlets.add(self._greenlet)
         self._greenlet.link(driver.greenlets.discard)
 
     def _run(self, coro: Coroutine[Any, Any, Any], driver: GreenletDriver) -> None:
+        self._began = True
         try:
             self.finish(driver.drive(coro))
         except BaseException as exc:
@@ -83,7 +89,10 @@ class _Greenlet(Spawned):
 
     def cancel(self) -> None:
         """Raise `asyncio.CancelledError` where it waits."""
-        self._greenlet.kill(asyncio.CancelledError, block=False)
+        if self._began:
+            self._greenlet.kill(asyncio.CancelledError, block=False)
+        else:  # it must begin, or it cannot clean up: this one's turn comes after it
+            self._gevent.spawn(self._greenlet.kill, asyncio.CancelledError, block=False)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until it has ended, or so many seconds have passed."""
@@ -113,10 +122,14 @@ class GeventServer(Server):
                 driver.wait(self._wake, EVENT_READ, None)
             gevent.sleep(0)  # a greenlet that is killed before it begins never cleans up
             front.kill(asyncio.CancelledError)
-            gevent.joinall(list(driver.greenlets), timeout=self._grace)
+            deadline = time.monotonic() + self._grace
+            while driver.greenlets and (left := deadline - time.monotonic()) > 0 and not self._told_to_stop():
+                gevent.joinall(list(driver.greenlets), timeout=min(left, _LOOK_AGAIN))
+            gevent.sleep(0)
             gevent.killall(list(driver.greenlets), asyncio.CancelledError, timeout=CANCEL_WAIT)
-        if driver.greenlets:
-            logger.error("%d handlers did not end; they end with the process", len(driver.greenlets))
+            lasting = [greenlet for greenlet in driver.greenlets if not greenlet.ready()]
+        if lasting:
+            logger.error("%d handlers did not end; they end with the process", len(lasting))
 
 
 def _swallow(driver: GreenletDriver, coro: Coroutine[Any, Any, Any]) -> None:
@@ -140,6 +153,7 @@ def run_in_greenlet(coro: Coroutine[Any, Any, T]) -> T:
         try:
             task.join()
         finally:
+            _gevent().sleep(0)
             _gevent().killall(list(driver.greenlets), asyncio.CancelledError, timeout=CANCEL_WAIT)
     if task.error is not None:
         raise task.error

@@ -12,7 +12,8 @@ What makes it a bit longer than the twenty lines that this takes is what a serve
   some operations (see `streams`), so the busiest peer gets one share of each turn.
 - Nobody can interrupt a task but where it waits. What ends a wait early is sent to it and raised there: a timeout, a
   cancellation. A task that has not begun is begun first, or it could not clean up.
-- A timer is not removed from the heap when its wait ends: the task forgets its number, and it is passed over.
+- A timer is not removed from the heap when its wait ends: the task forgets its number, and it is passed over. When the
+  heap has doubled, those that count are sorted out, or a server would remember every request until its time.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Coroutine
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from inspect import CORO_CREATED, getcoroutinestate
 from itertools import count
 from math import inf
@@ -39,6 +40,7 @@ logger = logging.getLogger("asyncnet.compat")
 
 LONGEST: Final = 86400.0
 """Seconds that a selector is asked to wait at most; some take no more than 24 days."""
+_FEW_TIMERS: Final = 64
 
 
 class Task(Spawned):
@@ -85,6 +87,7 @@ class Kernel:
         self._ready: deque[Task] = deque()
         self._timers: list[tuple[float, int, Task]] = []
         self._numbers = count(1)
+        self._room = _FEW_TIMERS  # timers, passed over or not, until those that count are sorted out
         self._running: Task | None = None
 
     def spawn(self, coro: Coroutine[Any, Any, object]) -> Task:
@@ -125,8 +128,13 @@ class Kernel:
         for task in list(self._tasks):
             self.cancel(task)
 
-    def run(self, until: Task | None = None, timeout: float = inf) -> None:
+    def run(self, until: Task | None = None, timeout: float = inf, *, alone: bool = False) -> None:
         """Run until no task is left, or `until` has ended, or `timeout` seconds have passed.
+
+        Args:
+            until: the task that counts; without it, all do.
+            timeout: seconds.
+            alone: end, too, when `until` is the only one left.
 
         Raises:
             RuntimeError: an event loop runs in this thread.
@@ -134,6 +142,8 @@ class Kernel:
         deadline = monotonic() + timeout
         with without_asyncio(self):
             while (self._tasks if until is None else until in self._tasks) and monotonic() < deadline:
+                if alone and len(self._tasks) == 1:
+                    break
                 self._turn(deadline)
 
     def close(self) -> None:
@@ -147,10 +157,10 @@ class Kernel:
         self._descriptors.close()
 
     def _turn(self, deadline: float) -> None:
-        timers, ready, descriptors = self._timers, self._ready, self._descriptors
+        ready, descriptors = self._ready, self._descriptors
         timeout: float | None = 0
         if not ready:
-            wake_up = min(deadline, timers[0][0]) if timers else deadline
+            wake_up = min(deadline, self._timers[0][0]) if self._timers else deadline
             timeout = None if wake_up == inf else min(max(0, wake_up - monotonic()), LONGEST)
         for key, mask in descriptors.select(timeout):
             entry = key.data
@@ -174,10 +184,10 @@ class Kernel:
                 entry.writer = None
                 writer.timer = 0
                 self._step(writer, None)
-        if timers:
+        if self._timers:
             now = monotonic()
-            while timers and timers[0][0] <= now:
-                _, number, task = heappop(timers)
+            while self._timers and self._timers[0][0] <= now:
+                _, number, task = heappop(self._timers)
                 if task.timer == number:
                     due, missed = task.due, TimeoutError("timed out") if self._detach(task) else None
                     self._step(task, missed if due is None else due.expire())
@@ -239,9 +249,15 @@ class Kernel:
         elif at < inf or request.kind == SLEEP:
             task.due, task.timer = due, next(self._numbers)
             heappush(self._timers, (at, task.timer, task))
+            if len(self._timers) > self._room:
+                self._timers = [entry for entry in self._timers if entry[2].timer == entry[1]]
+                heapify(self._timers)
+                self._room = 2 * len(self._timers) + _FEW_TIMERS
 
     def _join(self, task: Task, other: Task) -> None:
-        if other.finished:
+        if other is task:
+            self._queue(task, RuntimeError("a task cannot wait for itself"))
+        elif other.finished:
             self._queue(task)
         else:
             task.joins = other

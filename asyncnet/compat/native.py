@@ -20,7 +20,7 @@ from asyncnet.compat import connections, datagrams
 from asyncnet.compat.connections import StreamService
 from asyncnet.compat.datagrams import MAX_PENDING, DatagramService
 from asyncnet.compat.serving import STOP, Server, Stats
-from asyncnet.compat.streams import FLUSH_STALL
+from asyncnet.compat.writing import FLUSH_STALL
 from asyncnet.loops import new_event_loop
 from asyncnet.udp.create import create_datagram_endpoint
 
@@ -89,10 +89,16 @@ class _LoopServer(Server):
         """Serve until told to stop; tasks that are left are cancelled by whatever runs this."""
 
     async def _finish(self) -> None:
-        """Give every task its grace: the handlers, and what they have spawned."""
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        if tasks:
-            await asyncio.wait(tasks, timeout=self._grace)
+        """Give every task its grace, the handlers and what they have spawned, unless told to stop again."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._grace
+        again = loop.create_task(_stopped(self._wake))
+        while tasks := asyncio.all_tasks() - {asyncio.current_task(), again}:
+            left = deadline - loop.time()
+            if left <= 0 or again.done():
+                break
+            await asyncio.wait({*tasks, again}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        again.cancel()
 
 
 class AsyncioServer(_LoopServer):
@@ -113,7 +119,10 @@ class AsyncioServer(_LoopServer):
                 await writer.wait_closed()
 
         abort = writer.transport.abort
-        await connections.attend(self._service.handler, reader, writer, self._stats, wait_closed, abort)
+        try:
+            await connections.attend(self._service.handler, reader, writer, self._stats, wait_closed, abort)
+        except asyncio.CancelledError:  # counted; asyncio would log it
+            pass
 
 
 class AsyncnetServer(_LoopServer):

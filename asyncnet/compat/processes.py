@@ -45,6 +45,7 @@ MAX_SPARE: Final = 16
 _BUSY: Final = b"+"
 _ENDS: Final = {b"0": "", b"f": "failed", b"d": "disconnected", b"c": "cancelled"}
 """What a child says when a handler has ended, and the counter that it goes to."""
+_PAUSED: Final = b"p"
 _QUIT: Final = b"q"
 
 _Selector: Final = getattr(selectors, "PollSelector", selectors.SelectSelector)
@@ -77,7 +78,9 @@ class _ForkingServer(Server):
             self._stopping = True
             self._end_front()
             kernel.cancel(front)
-            kernel.run(timeout=self._grace)
+            again = kernel.spawn(self._wait_stopped())
+            kernel.run(until=again, timeout=self._grace, alone=True)
+            kernel.cancel(again)
             self._signal(signal.SIGUSR1)
             kernel.run(timeout=CANCEL_WAIT)
             if self._children:
@@ -177,7 +180,9 @@ class _ForkingServer(Server):
                 return b""
 
     def _heard(self, child: _Child, report: bytes) -> None:
-        if report == _BUSY:
+        if report == _PAUSED:
+            self._stats.count(pauses=1)
+        elif report == _BUSY:
             child.busy = True
             self._stats.count(accepted=1, active=1)
         elif child.busy:
@@ -303,7 +308,19 @@ class PreforkServer(_ForkingServer):
             if _is_readable(line):
                 raise asyncio.CancelledError
 
-        _WorkerDriver(line).run(self._service.front(admit, Stats()))
+        _WorkerDriver(line).run(self._service.front(admit, _WorkerStats(line)))
+
+
+class _WorkerStats(Stats):
+    """What the front in a child counts, told to the parent."""
+
+    def __init__(self, line: socket.socket) -> None:
+        super().__init__()
+        self._line = line
+
+    def count(self, **changes: int) -> None:
+        """Tell of a pause; a datagram that is dropped is one, too."""
+        self._line.sendall(_PAUSED)
 
 
 class _WorkerDriver(BlockingDriver):

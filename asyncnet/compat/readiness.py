@@ -12,6 +12,7 @@ Each selector is the notes' model of the same name. They differ in what a turn c
 
 from __future__ import annotations
 
+import errno
 import logging
 import select
 import selectors
@@ -76,11 +77,11 @@ class LimitedSelector(selectors.SelectSelector):
         """See `selectors.BaseSelector`.
 
         Raises:
-            ValueError: the descriptor is too large for select().
+            OSError: the descriptor is too large for select(); the number is that of "too many open files".
         """
         fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
         if not self.has_room(fd):
-            raise ValueError(f"select() cannot watch descriptor {fd}: its limit is {SELECT_LIMIT - 1}")
+            raise OSError(errno.EMFILE, f"select() cannot watch descriptor {fd}: its limit is {SELECT_LIMIT - 1}")
         return super().register(fileobj, events, data)
 
     def has_room(self, fd: int) -> bool:
@@ -186,7 +187,7 @@ class KernelServer(Server):
             front = kernel.spawn(self._service.front(admit, self._stats))
             kernel.run(until=kernel.spawn(self._wait_stopped()))
             kernel.cancel(front)
-            kernel.run(timeout=self._grace)
+            kernel.run(until=kernel.spawn(self._wait_stopped()), timeout=self._grace, alone=True)
             kernel.cancel_all()
             kernel.run(timeout=CANCEL_WAIT)
         finally:

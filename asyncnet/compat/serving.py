@@ -8,6 +8,7 @@ handler, before the server runs as well as after.
 
 from __future__ import annotations
 
+import errno
 import signal
 import socket
 import threading
@@ -22,12 +23,16 @@ from asyncnet.compat.tasks import Driver
 from asyncnet.compat.traps import wait_readable
 from asyncnet.errors import ClosedError
 
-__all__ = ["CANCEL_WAIT", "PAUSE", "STOP", "Job", "Server", "Service", "Stats"]
+__all__ = ["CANCEL_WAIT", "EXHAUSTED", "FULL_PAUSE", "PAUSE", "STOP", "Job", "Server", "Service", "Stats"]
 
 PAUSE: Final = 0.1
 """Seconds without accepting after the system or the engine ran out of something; connections wait in the backlog."""
 CANCEL_WAIT: Final = 1.0
 """Seconds that a cancelled handler has to end."""
+FULL_PAUSE: Final = 0.005
+"""Seconds until an engine that takes no more is asked again."""
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What the system says when it has nothing left to give."""
 STOP: Final = b"\0"
 """What stops a server; no signal has this number."""
 
@@ -47,7 +52,7 @@ class Stats:
     cancelled: int = 0
     """Handlers that were cancelled when the server stopped."""
     refused: int = 0
-    """Connections closed at once, because the engine cannot watch their descriptors."""
+    """Connections closed at once, and datagrams not served, because the engine has no descriptor that it can watch."""
     dropped: int = 0
     """Datagrams dropped, because as many handlers as the engine takes were at work."""
     pauses: int = 0

@@ -31,18 +31,18 @@ class Scope:
 
     deadline: float
     """On the clock of `time.monotonic`."""
-    expired: bool = False
-    """Whether it was raised; it is raised once."""
+    raised: asyncio.CancelledError | None = None
+    """What was raised for it, once."""
 
     def expire(self) -> asyncio.CancelledError:
         """Return what is to be raised where the task waits."""
-        self.expired = True
-        return asyncio.CancelledError("timed out")
+        self.raised = asyncio.CancelledError("timed out")
+        return self.raised
 
 
 def earliest(scopes: list[Scope]) -> Scope | None:
     """Return the timeout that comes first; None when there is none that counts."""
-    return min((scope for scope in scopes if not scope.expired), key=lambda scope: scope.deadline, default=None)
+    return min((scope for scope in scopes if scope.raised is None), key=lambda scope: scope.deadline, default=None)
 
 
 class timeout:  # as asyncio.timeout
@@ -77,7 +77,7 @@ class timeout:  # as asyncio.timeout
             await self._native.__aexit__(kind, exc, trace)
         elif self._scope is not None:
             self._scopes.remove(self._scope)
-            if self._scope.expired and isinstance(exc, asyncio.CancelledError):
+            if exc is not None and exc is self._scope.raised:  # and not somebody else's cancellation
                 raise TimeoutError("timed out") from exc
 
 

@@ -23,6 +23,8 @@ logger: Final = logging.getLogger("asyncnet.compat")
 
 MAX_THREADS: Final = 4096
 """Handlers at a time; each costs a thread. More connections wait in the kernel's backlog."""
+_ENDED: Final = b"\xff"
+"""What wakes a server that waits for its threads; no signal has this number."""
 POOL_SIZE: Final = 256
 """Threads of a pool, started when they are needed and kept."""
 
@@ -64,6 +66,7 @@ class ThreadServer(Server):
     def __init__(self, service: Service, *, grace: float) -> None:
         super().__init__(service, grace=grace)
         self._tasks: dict[ThreadTask, socket.socket | None] = {}
+        self._stopping = False
 
     def _serve(self) -> None:
         front = self._service.front(self._admit, self._stats, full=self._is_full)
@@ -71,7 +74,8 @@ class ThreadServer(Server):
             _Front(self._wake, self._told_to_stop).run(front)
         except asyncio.CancelledError:
             pass
-        self._join(self._grace)
+        self._stopping = True
+        self._wait_for_all(self._grace)
         for task, sock in list(self._tasks.items()):
             task.cancel()
             if sock is not None:
@@ -79,9 +83,29 @@ class ThreadServer(Server):
                     sock.shutdown(socket.SHUT_RDWR)
                 except OSError:  # its thread has closed it
                     pass
-        self._join(CANCEL_WAIT)
+        self._wait_for_all(CANCEL_WAIT)
         if self._tasks:
             logger.error("%d handlers did not end; their threads end with the process", len(self._tasks))
+
+    def _wait_for_all(self, timeout: float) -> None:
+        """Wait until every thread has ended, or the timeout has passed, or the server is told to stop again."""
+        deadline = time.monotonic() + timeout
+        while self._tasks and (left := deadline - time.monotonic()) > 0:
+            try:
+                wait_ready(self._wake, EVENT_READ, left)
+            except TimeoutError:
+                return
+            if self._told_to_stop():
+                return
+
+    def ended(self, task: ThreadTask) -> None:
+        """Hear that a thread has ended."""
+        self._tasks.pop(task, None)
+        if self._stopping:
+            try:
+                self._bell.send(_ENDED)
+            except OSError:  # told often enough
+                pass
 
     def _is_full(self) -> bool:
         return len(self._tasks) >= self.limit
@@ -93,11 +117,6 @@ class ThreadServer(Server):
     def _enter(self, task: ThreadTask, sock: socket.socket | None = None) -> ThreadTask:
         self._tasks[task] = sock
         return task
-
-    def _join(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while self._tasks and (left := deadline - time.monotonic()) > 0:
-            next(iter(list(self._tasks))).join(left)
 
 
 class _Driver(ThreadDriver):
@@ -124,7 +143,7 @@ class _Task(ThreadTask):
         try:
             return super().start()
         except BaseException:
-            self._server._tasks.pop(self, None)
+            self._server.ended(self)
             raise
 
     def run(self) -> None:
@@ -132,7 +151,7 @@ class _Task(ThreadTask):
         try:
             super().run()
         finally:
-            self._server._tasks.pop(self, None)
+            self._server.ended(self)
 
 
 class PoolServer(ThreadServer):
@@ -144,7 +163,7 @@ class PoolServer(ThreadServer):
         super().__init__(service, grace=grace)
         self._jobs: queue.SimpleQueue[ThreadTask | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
-        self._idle = 0
+        self._free = 0
         self._lock = threading.Lock()
 
     def _serve(self) -> None:
@@ -155,20 +174,19 @@ class PoolServer(ThreadServer):
                 self._jobs.put(None)
 
     def _admit(self, job: Job) -> None:
+        driver = _Driver(self)
         with self._lock:
-            if self._idle == 0:
+            if self._free <= 0 and len(self._threads) < self.limit:
                 thread = threading.Thread(target=self._work, daemon=True)
                 thread.start()
                 self._threads.append(thread)
             else:
-                self._idle -= 1  # promised to this job
-        driver = _Driver(self)
-        task = self._enter(_Task(job.run(driver, self._stats), driver, self), job.sock)
-        self._jobs.put(task)
+                self._free -= 1  # promised to this job; below 0, a thread is about to be free
+        self._jobs.put(self._enter(_Task(job.run(driver, self._stats), driver, self), job.sock))
 
     def _work(self) -> None:
         while (task := self._jobs.get()) is not None:
             task.run()
             del task  # or its connection would stay until the next one
             with self._lock:
-                self._idle += 1
+                self._free += 1

@@ -175,7 +175,7 @@ class TftpService:
     rollover: Rollover | None = None
     admits: Callable[[str], bool] = lambda host: True
     log_format: Literal["text", "json"] = "text"
-    _running: dict[Address, bytes] = attrs.field(factory=dict, init=False)
+    _running: dict[Address, tuple[bytes]] = attrs.field(factory=dict, init=False)
 
     async def handle(self, data: bytes, addr: Address, endpoint: Any) -> None:
         """Answer a request, and run its transfer."""
@@ -188,13 +188,15 @@ class TftpService:
             return
         if not isinstance(packet, ReadRequest | WriteRequest) or not self.admits(str(addr[0])):
             return
-        if self._running.get(addr) == data:
+        mine = (data,)
+        known = self._running.setdefault(addr, mine)  # in one step: this may be one of many threads
+        if known is not mine and known == mine:
             return
-        self._running[addr] = data
+        self._running[addr] = mine
         try:
             await self._transfer(packet, addr, endpoint.local_addr)
         finally:
-            if self._running.get(addr) == data:
+            if self._running.get(addr) is mine:
                 del self._running[addr]
 
     async def _transfer(self, packet: ReadRequest | WriteRequest, peer: Address, local: Address) -> None:

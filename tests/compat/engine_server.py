@@ -205,6 +205,24 @@ async def spawning(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -
     writer.write(" ".join(answers).encode() + b" " + await line)
 
 
+async def full_duplex(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Write much to a slow client, while reads from it time out."""
+
+    async def write() -> None:
+        for _ in range(80):
+            writer.write(b"x" * 100_000)
+            await writer.drain()
+
+    writing = compat.spawn(write())
+    while not writing.done():
+        try:
+            async with compat.timeout(0.01):
+                await reader.read(10)
+        except TimeoutError:
+            pass
+    await writing
+
+
 async def abandoning(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     async def explode() -> None:
         raise ValueError("nobody waited")
@@ -265,7 +283,7 @@ HANDLERS = {
     handler.__name__: handler
     for handler in (
         echo, total, fail, elsewhere, foreign, uncaught, parse, flood, info, nap, upstream, wait_for_bytes,
-        wait_for_time, patient, impatient, spawning, abandoning, outlived,
+        wait_for_time, patient, impatient, spawning, full_duplex, abandoning, outlived,
     )
 }  # fmt: skip
 

@@ -216,10 +216,10 @@ def test_close_sends_what_is_pending_before_it_closes() -> None:
 def test_a_peer_that_takes_nothing_cannot_hold_up_closing(
     pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncnet.compat.streams.FLUSH_STALL", 0.01)
+    monkeypatch.setattr("asyncnet.compat.writing.FLUSH_STALL", 0.01)
     ours, _ = pair
     _, writer = open_streams(ours)
-    writer.pending.extend(bytes(1 << 22))  # more than the pair holds; a blocking write would wait
+    writer.pending.append(bytes(1 << 22))  # more than the pair holds; a blocking write would wait
     writer.close()
     with pytest.raises(TimeoutError):
         run_blocking(writer.wait_closed())
