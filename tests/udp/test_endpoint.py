@@ -16,7 +16,6 @@ from asyncnet.addresses import Address
 from asyncnet.errors import ClosedError
 from asyncnet.udp import Datagram, Endpoint, probe
 from asyncnet.udp.batch import Arena
-from asyncnet.udp.sockets import set_multicast
 from tests.udp.recorders import full_transport, until
 
 
@@ -285,60 +284,6 @@ async def test_the_bytes_of_the_queue_are_bounded_while_it_is_emptied(policy: st
             assert len((await server.recv())[0]) == 1000
         assert server.stats.dropped == 0
         assert server.stats.received == 40
-
-
-# Multicast
-
-
-def loopback_takes(group: str) -> bool:
-    """Whether this host has a route for the group on its loopback interface."""
-    family = socket.AF_INET6 if ":" in group else socket.AF_INET
-    try:
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            set_multicast(sock, ttl=0, interface="lo")
-            sock.sendto(b"", (group, 9))
-    except OSError:
-        return False
-    return True
-
-
-@pytest.mark.parametrize(("anywhere", "group"), [("0.0.0.0", "239.255.77.88"), ("::", "ff01::7788")])
-async def test_multicast(anywhere: str, group: str) -> None:
-    if not loopback_takes(group):
-        pytest.skip(f"the loopback interface has no route for {group}")
-    async with (
-        udp.bind(anywhere, 0, share_port=True) as member,
-        udp.bind(anywhere, member.local_addr[1], share_port=True) as other,
-        udp.bind(anywhere, 0) as sender,
-    ):
-        member.join(group, "lo")
-        other.join(group, socket.if_nametoindex("lo"))
-        sender.set_multicast(ttl=0, loop=True, interface="lo")
-        await sender.send(b"all", (group, member.local_addr[1]))
-        async with asyncio.timeout(5):
-            assert (await member.recv())[0] == b"all"
-            assert (await other.recv())[0] == b"all"
-        member.leave(group, "lo")
-        await sender.send(b"rest", (group, member.local_addr[1]))
-        async with asyncio.timeout(5):
-            assert (await other.recv())[0] == b"rest"
-        assert member.stats.received == 1
-
-
-async def test_multicast_arguments_are_checked() -> None:
-    async with udp.bind("127.0.0.1", 0) as endpoint:
-        with pytest.raises(ValueError, match="no multicast address"):
-            endpoint.join("10.0.0.1")
-        with pytest.raises(ValueError, match="family"):
-            endpoint.join("ff02::1")
-        with pytest.raises(OSError, match="no-such-interface"):
-            endpoint.join("239.0.0.1", "no-such-interface")
-        endpoint.join("239.255.77.89", "lo" if sys.platform == "linux" else None)
-        with pytest.raises(ValueError, match="ttl"):
-            endpoint.set_multicast(ttl=256)
-        endpoint.close()
-        with pytest.raises(ClosedError):
-            endpoint.join("239.0.0.1")
 
 
 async def test_closing_wakes_who_waits_though_something_waits_to_be_sent() -> None:

@@ -134,3 +134,17 @@ async def test_a_cancelled_request_leaves_nothing_behind() -> None:
         assert client._requests == []
         await server.send(b"late", addr)
         assert (await client.recv())[0] == b"late"
+
+
+async def test_the_wait_grows_from_one_try_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait, waits = asyncio.wait, []
+
+    async def recording(*args: Any, timeout: float) -> Any:
+        waits.append(timeout)
+        return await wait(*args, timeout=timeout)
+
+    monkeypatch.setattr(asyncio, "wait", recording)
+    async with udp.bind("127.0.0.1", 0) as server, udp.connect(*server.local_addr[:2]) as client:
+        with pytest.raises(TimeoutError):
+            await client.request(b"?", timeout=0.001, retries=3, backoff=3)
+    assert waits == pytest.approx([0.001, 0.003, 0.009, 0.027])

@@ -7,6 +7,7 @@ import errno
 import inspect
 import socket
 import sys
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -373,3 +374,26 @@ async def test_an_error_of_opening_names_the_address(create: Create) -> None:
         with pytest.raises(OSError, match="in use" if isinstance(create, partial) else f"{host}:{port}") as caught:
             await create(Recorder, local_addr=(host, port))
     assert caught.value.errno == errno.EADDRINUSE
+
+
+async def test_callbacks_run_in_the_context_of_the_one_who_opened(create: Create) -> None:
+    opened_by: ContextVar[str] = ContextVar("opened_by", default="nobody")
+    seen: list[str] = []
+
+    class Looking(Recorder):
+        def datagram_received(self, data: bytes, addr: Address) -> None:
+            super().datagram_received(data, addr)
+            seen.append(opened_by.get())
+
+    opened_by.set("first")
+    first, protocol = await create(Looking, local_addr=("127.0.0.1", 0))
+    opened_by.set("second")
+    second, other = await create(Looking, local_addr=("127.0.0.1", 0))
+    opened_by.set("later")
+    with plain_socket() as peer:
+        for transport, told in ((first, protocol), (second, other)):
+            peer.sendto(b"x", transport.get_extra_info("sockname"))
+            await until(lambda t=told: t.received)  # type: ignore[misc]
+    assert seen == ["first", "second"]
+    await closed(first, protocol)
+    await closed(second, other)

@@ -118,6 +118,62 @@ async def test_more_than_one_turn_of_the_loop_takes_loses_nothing(
     await closed(transport, protocol)
 
 
+async def most_in_a_turn(protocol: Recorder, count: int) -> int:
+    """Return how many datagrams came in one turn of the loop at most, until all have come."""
+    most = 0
+    async with asyncio.timeout(5):
+        while (before := len(protocol.received)) < count:
+            await asyncio.sleep(0)
+            most = max(most, len(protocol.received) - before)
+    return most
+
+
+@with_every_way
+async def test_a_turn_of_the_loop_takes_so_many_and_no_more(disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, disabled)
+    transport, protocol = await udp.create_datagram_endpoint(Recorder, local_addr=("127.0.0.1", 0))
+    if not receive_buffer(transport, 4 << 20):
+        transport.abort()
+        pytest.skip("a receive buffer for all of it needs root")
+    for size, count, bound in ((1, 1000, 257), (30_000, 100, 65)):  # 257: one that comes singly, then four batches
+        transport.pause_reading()
+        protocol.received.clear()
+        with plain_socket() as peer:
+            for _ in range(count):
+                peer.sendto(bytes(size), transport.get_extra_info("sockname"))
+        transport.resume_reading()
+        assert await most_in_a_turn(protocol, count) <= bound
+    await closed(transport, protocol)
+
+
+def receive_buffer(transport: Any, size: int) -> bool:
+    """Give it a larger buffer than the system allows; root may (SO_RCVBUFFORCE)."""
+    try:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, 33, size)
+    except OSError:
+        return False
+    return True
+
+
+@with_every_way
+async def test_answers_to_a_batch_leave_though_it_ends_in_close(disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DISABLE_VARIABLE, disabled)
+
+    class Leaving(Echo):
+        def datagram_received(self, data: bytes, addr: Address) -> None:
+            super().datagram_received(data, addr)
+            if data == b"last":
+                self.transport.close()
+
+    transport, protocol = await udp.create_datagram_endpoint(Leaving, local_addr=("127.0.0.1", 0))
+    with plain_socket() as peer:
+        for data in (b"1", b"2", b"last", b"late"):
+            peer.sendto(data, transport.get_extra_info("sockname"))
+        assert await receive_all(peer, 3) == [b"1", b"2", b"last"]
+        async with asyncio.timeout(5):
+            assert await protocol.lost is None
+
+
 async def test_an_address_that_is_no_address_costs_one_datagram() -> None:
     class Sloppy(Recorder):
         def datagram_received(self, data: bytes, addr: Any) -> None:
