@@ -7,6 +7,7 @@ import asyncio
 import logging
 import signal
 import sys
+from typing import Final
 
 from asyncnet import udp
 from asyncnet.addresses import Address, format_address
@@ -22,6 +23,8 @@ from asyncnet.errors import ClosedError
 from asyncnet.loops import run
 
 __all__ = ["add_parser"]
+
+_SECONDS_BETWEEN_ERRORS: Final = 1.0  # or whoever sends from an address that takes no answer fills the log
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -84,6 +87,7 @@ async def _receive(arguments: argparse.Namespace, *, echo: bool) -> int:
             except NotImplementedError:  # Windows
                 break
         announce(endpoint.local_addr)
+        told = float("-inf")
         async for data, addr in endpoint:
             if not echo:
                 print(f"{format_address(addr)}: {_printable(data)}", flush=True)
@@ -93,10 +97,14 @@ async def _receive(arguments: argparse.Namespace, *, echo: bool) -> int:
             except ClosedError:
                 break
             except OSError as exc:  # one peer that cannot be reached is no reason to stop
-                print(f"asyncnet: {describe(exc)}", file=sys.stderr)
-        lost = endpoint.stats.kernel_dropped
+                if loop.time() > told + _SECONDS_BETWEEN_ERRORS:
+                    told = loop.time()
+                    print(f"asyncnet: {describe(exc)}", file=sys.stderr)
+        lost, errors = endpoint.stats.kernel_dropped, endpoint.stats.errors
     if lost:
         print(f"asyncnet: the system dropped {lost} datagrams that came faster than they were taken", file=sys.stderr)
+    if errors > 1:
+        print(f"asyncnet: {errors} datagrams could not be sent back", file=sys.stderr)
     return 0
 
 

@@ -9,6 +9,7 @@ import random
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -158,8 +159,32 @@ def test_udp_recv_prints_one_harmless_line_for_each_datagram() -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as peer:
             for data in (b"\x1b[2J\n127.0.0.1:1: forged", b"", b"\xff\x00", b"end"):
                 peer.sendto(data, ("127.0.0.1", port))
-        lines = [read_line(server).partition(": ")[2] for _ in range(4)]
+        assert server.stdout is not None
+        lines = [server.stdout.readline().partition(": ")[2] for _ in range(4)]
         assert lines == ["\\x1b[2J\\n127.0.0.1:1: forged\n", "\n", "\\xff\\x00\n", "end\n"]
+
+
+def test_udp_echo_does_not_fill_the_log_with_answers_that_cannot_leave() -> None:
+    try:
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+    except PermissionError:
+        pytest.skip("datagrams from port 0, which nobody can answer, need root")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "asyncnet", "udp", "echo", "--bind", "127.0.0.1:0"], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    port = int(process.stderr.readline().rpartition(":")[2])
+    with raw:
+        for _ in range(100):
+            raw.sendto(struct.pack("!4H", 0, port, 9, 0) + b"x", ("127.0.0.1", 0))
+    assert asyncnet("udp", "send", f"127.0.0.1:{port}", "hello", "--wait", "5").stdout == "hello\n"
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=15)
+    lines = said.splitlines()
+    assert process.returncode == 0
+    assert "cannot send UDP to 127.0.0.1:0" in lines[0]
+    assert lines[-1] == "asyncnet: 100 datagrams could not be sent back"
+    assert len(lines) < 10
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -87,6 +87,37 @@ async def main():
 asyncnet.run(main(), loop=sys.argv[1])
 """
 
+LONG_SEGMENTS = """
+import asyncio, errno, sys
+import asyncnet
+from asyncnet import udp
+
+class Told(asyncio.DatagramProtocol):
+    def __init__(self):
+        self.received, self.errors = [], []
+    def datagram_received(self, data, addr):
+        self.received.append(data)
+    def error_received(self, exc):
+        self.errors.append(exc)
+
+async def main():
+    receiver, got = await udp.create_datagram_endpoint(Told, local_addr=("127.0.0.1", 0))
+    sender, told = await udp.create_datagram_endpoint(Told, remote_addr=receiver.get_extra_info("sockname"))
+    sent = []
+    for size in (1400, 2000, 1400, 3000):
+        whole = b"".join(bytes([number]) * size for number in range(10)) + b"rest"
+        sender.send_segments(whole, size)
+        sent += [whole[start : start + size] for start in range(0, len(whole), size)]
+        async with asyncio.timeout(5):
+            while len(got.received) < len(sent):
+                await asyncio.sleep(0.001)
+    assert got.received == sent and not told.errors
+    sender.close()
+    receiver.close()
+
+asyncnet.run(main(), loop=sys.argv[1])
+"""
+
 
 def plug_in(host: Host) -> None:
     """Give the host an interface ``near`` with a link-local address."""
@@ -111,3 +142,9 @@ def test_link_local_addresses_keep_their_scope(host: Host, loop: str) -> None:
 @pytest.mark.parametrize("loop", LOOPS)
 def test_a_network_that_cannot_be_reached_is_named(host: Host, loop: str) -> None:
     host.python(NO_ROUTE, loop)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_segments_longer_than_the_path_takes_leave_as_datagrams(host: Host, loop: str) -> None:
+    host.run("ip", "link", "set", "lo", "mtu", "1500", "up")
+    host.python(LONG_SEGMENTS, loop)
