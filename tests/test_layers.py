@@ -46,7 +46,12 @@ asyncnet.tftp.sending asyncnet.tftp.receiving asyncnet.tftp.ports asyncnet.tftp.
 asyncnet.tftp.client asyncnet.tftp.server
 asyncnet.tftp.serving asyncnet.tftp.urls
 asyncnet.tftp
-asyncnet.broadcast.service
+asyncnet.broadcast.messages asyncnet.broadcast.limits asyncnet.broadcast.ways
+asyncnet.broadcast.roster asyncnet.broadcast.watch asyncnet.broadcast.channel
+asyncnet.broadcast.medium
+asyncnet.broadcast.asking
+asyncnet.broadcast.answering asyncnet.broadcast.announcing
+asyncnet.broadcast.browsing
 asyncnet.broadcast
 asyncnet.compat.traps
 asyncnet.compat.tasks
@@ -65,7 +70,7 @@ asyncnet.lab.report
 asyncnet.lab
 asyncnet.testing
 asyncnet.cli.common
-asyncnet.cli.tftp_serve
+asyncnet.cli.tftp_serve asyncnet.cli.browse
 asyncnet.cli.broadcast asyncnet.cli.compare asyncnet.cli.info asyncnet.cli.tcp asyncnet.cli.tftp asyncnet.cli.udp
 asyncnet.cli.demo
 asyncnet.cli
@@ -83,6 +88,9 @@ SANS_IO = (
     "asyncnet.tftp.transfer",
     "asyncnet.tcp.deadlines",
     "asyncnet.tcp.proxy",
+    "asyncnet.broadcast.messages",
+    "asyncnet.broadcast.limits",
+    "asyncnet.broadcast.roster",
 )
 
 
