@@ -159,7 +159,7 @@ def get_interfaces() -> list[Link]:
     links: dict[str, Link] = {}
     try:
         each = first
-        while bool(each):  # type: ignore[truthy-bool]  # a null pointer is false
+        while bool(each):  # a null pointer is false
             item = each.contents
             name = os.fsdecode(item.name)
             if name not in links:

@@ -86,7 +86,10 @@ class _Routes(dict[bytes, Route]):
         for level, kind, value in control_messages(control):
             if level == socket.IPPROTO_IP and kind == _IP_PKTINFO:
                 index, local, target = _INFO.unpack_from(value)
-                route = self._make(index, socket.AF_INET, local, local == target)
+                # For a broadcast the kernel proposes the source that its routes prefer, of whatever interface; left
+                # open, it is chosen for the interface that the answer is sent by.
+                direct = local == target
+                route = self._make(index, socket.AF_INET, local if direct else bytes(4), direct)
             elif level == socket.IPPROTO_IPV6 and kind == _IPV6_PKTINFO:
                 target, index = _INFO6.unpack_from(value)
                 direct = target[0] != 0xFF

@@ -49,7 +49,7 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
                         help="ask from this port (default: any free one)")  # fmt: skip
     parser.add_argument("--own", action="store_true", help="print the question too when it comes back")
     parser.add_argument("--verbose", action="store_true",
-                        help="say on standard error what was sent by which interface, and what was left out")  # fmt: skip
+                        help="say on standard error what was sent by which interface, and left out")  # fmt: skip
     _add_reach(parser)
     parser.set_defaults(run=lambda arguments: run(_ask(arguments)))
 
@@ -77,7 +77,7 @@ def _add_announce(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--expiry", type=positive_float, metavar="SECONDS",
                         help="how long others believe in it without hearing of it (default: 5 intervals)")  # fmt: skip
     parser.add_argument("--node", metavar="TEXT",
-                        help="what tells it from others after a restart (default: host, card, name and port)")  # fmt: skip
+                        help="what is the same after a restart (default: host, card, name and port)")  # fmt: skip
     _add_presence(parser)
     _add_reach(parser)
     parser.set_defaults(run=lambda arguments: run(_announce(arguments)))

@@ -1,4 +1,4 @@
-"""How ``asyncnet broadcast browse`` shows what it hears: a live table on a terminal, a line for each event elsewhere."""
+"""How ``asyncnet broadcast browse`` shows what it hears: a live table on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
