@@ -35,7 +35,7 @@ while True:
         data, address = sock.recvfrom(65536)
         if address[2] == socket.PACKET_OUTGOING or (sock is host and choose.randrange(100) < percent):
             continue
-        if data[12:14] == bytes([8, 0]) and data[23] == 17:  # UDP, whose checksum the card was to compute: there is none
+        if data[12:14] == bytes([8, 0]) and data[23] == 17:  # UDP: the card was to compute the checksum
             place = 14 + 4 * (data[14] & 15) + 6
             data = data[:place] + bytes(2) + data[place + 2:]
         try:
