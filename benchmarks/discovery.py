@@ -13,6 +13,7 @@ import asyncio
 import os
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--part", choices=tuple(TABLES), help="measure one table alone; the others stay")
     parser.add_argument("--dry", action="store_true", help="print the tables, and save nothing")
     arguments = parser.parse_args(argv)
-    measures = {
+    measures: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "responder": lambda: rounds_of(
             RESPONDERS, arguments.rounds, partial(measure_responder, seconds=arguments.seconds)
         ),

@@ -8,7 +8,7 @@ import random
 import secrets
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final, Self
 
@@ -34,7 +34,7 @@ from asyncnet.broadcast.messages import (
     encode,
 )
 from asyncnet.broadcast.watch import InterfaceWatch
-from asyncnet.broadcast.ways import WayReport, check_group
+from asyncnet.broadcast.ways import WayReport, check_group, named_ways
 from asyncnet.opening import Opening
 
 __all__ = ["DISCOVERY_PORT", "Announcer", "AnnouncerStats", "announce"]
@@ -348,6 +348,7 @@ def announce(
     replay_window: float = 30.0,
     node: str | None = None,
     discovery_port: int = DISCOVERY_PORT,
+    to: Sequence[str] | None = None,
     group: str | None = None,
     ipv6: bool = False,
 ) -> Opening[Announcer]:
@@ -364,6 +365,7 @@ def announce(
         replay_window: seconds by which the time of a signed packet may differ from this host's.
         node: what tells this service from others after a restart; by default made of host, card, name and port.
         discovery_port: where it is announced.
+        to: addresses to announce to, instead of everywhere; such as ``["127.255.255.255"]`` for this host alone.
         group: a multicast group to announce to, and hear, as well.
         ipv6: announce to every IPv6 host on each link (``ff02::1``) as well.
 
@@ -388,7 +390,7 @@ def announce(
 
     async def open_() -> Announcer:
         place = _node_of(name, port) if node is None else hashlib.sha256(node.encode()).digest()[:ID_SIZE]
-        options: dict[str, object] = {"ipv6": ipv6, "group": group}
+        options: dict[str, object] = {"ipv6": ipv6, "group": group, "ways": await named_ways(to)}
         announcer = Announcer(name, port, info, interval, whole_expiry, key, replay_window, place, options)
         try:
             await announcer._open(discovery_port)

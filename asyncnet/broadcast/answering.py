@@ -18,10 +18,10 @@ from asyncnet.arguments import check_count, check_port, check_seconds
 from asyncnet.broadcast.asking import count_fault
 from asyncnet.broadcast.channel import Heard, Outgoing, Route
 from asyncnet.broadcast.limits import RateLimiter, Recent
-from asyncnet.broadcast.medium import Medium, logger
+from asyncnet.broadcast.medium import Medium
 from asyncnet.broadcast.messages import ID_SIZE, MAGIC, Answer, Question, UndecodableError, decode, encode
 from asyncnet.broadcast.watch import InterfaceWatch
-from asyncnet.broadcast.ways import check_group
+from asyncnet.broadcast.ways import check_group, logger
 from asyncnet.opening import Opening
 
 __all__ = ["AnswerHandler", "Answerer", "AnswererStats", "answer"]

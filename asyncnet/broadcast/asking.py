@@ -15,9 +15,9 @@ from asyncnet.addresses import Address
 from asyncnet.arguments import check_count, check_port
 from asyncnet.broadcast.channel import Heard, Route
 from asyncnet.broadcast.limits import Recent
-from asyncnet.broadcast.medium import Medium, logger
+from asyncnet.broadcast.medium import Medium
 from asyncnet.broadcast.messages import ID_SIZE, MAX_WINDOW, Answer, Fault, Question, UndecodableError, decode, encode
-from asyncnet.broadcast.ways import WayReport, check_group, named_ways
+from asyncnet.broadcast.ways import WayReport, check_group, logger, named_ways
 
 __all__ = ["AskStats", "Asking", "Reply", "ask"]
 
@@ -119,11 +119,7 @@ class Asking:
         if self._medium is not None:
             raise RuntimeError("this question is being asked already: call ask() again")
         loop = asyncio.get_running_loop()
-        ways, failures = await named_ways(self._to) if self._to is not None else (None, [])
-        for failure in failures:
-            logger.info("%s", failure)
-        if failures and not ways:
-            raise failures[0]
+        ways = await named_ways(self._to)
         medium = self._medium = Medium(self._on_batch, ipv6=self._ipv6, group=self._group, ways=ways)
         timers: list[asyncio.TimerHandle] = []
         try:

@@ -13,7 +13,7 @@ import random
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Final, Self
 
 import attrs
@@ -23,7 +23,7 @@ from asyncnet.arguments import check_count, check_port, check_seconds
 from asyncnet.broadcast.announcing import DISCOVERY_PORT, check_key
 from asyncnet.broadcast.asking import count_fault
 from asyncnet.broadcast.channel import Heard, Route
-from asyncnet.broadcast.medium import Medium, logger
+from asyncnet.broadcast.medium import Medium
 from asyncnet.broadcast.messages import (
     ID_SIZE,
     Goodbye,
@@ -36,7 +36,7 @@ from asyncnet.broadcast.messages import (
 )
 from asyncnet.broadcast.roster import Event, Location, Peer, Roster, RosterStats
 from asyncnet.broadcast.watch import InterfaceWatch
-from asyncnet.broadcast.ways import WayReport, check_group
+from asyncnet.broadcast.ways import Way, WayReport, check_group, logger, named_ways
 from asyncnet.opening import Opening
 
 __all__ = ["Browser", "BrowserStats", "Browsing", "browse"]
@@ -78,9 +78,16 @@ class Browser:
     """Knows who is present; made by `browse`. ``async for event in browser`` yields events until it is closed."""
 
     def __init__(
-        self, name: str, roster: Roster, key: bytes | None, max_events: int, discovery_port: int, group: str | None,
+        self,
+        name: str,
+        roster: Roster,
+        key: bytes | None,
+        max_events: int,
+        discovery_port: int,
+        group: str | None,
         ipv6: bool,
-    ) -> None:  # fmt: skip
+        ways: list[Way] | None,
+    ) -> None:
         self.name = name
         self.stats = BrowserStats()
         self._roster = roster
@@ -90,7 +97,7 @@ class Browser:
         self._nonce = secrets.token_bytes(ID_SIZE)
         self._loop = asyncio.get_running_loop()
         self._listener = Medium(self._on_batch, ipv6=ipv6, group=group)
-        self._prober = Medium(self._on_batch, ipv6=ipv6, group=group)
+        self._prober = Medium(self._on_batch, ipv6=ipv6, group=group, ways=ways)
         self._watch: InterfaceWatch | None = None
         self._known_interfaces: set[str] = set()
         self._events: deque[Event] = deque()
@@ -287,6 +294,7 @@ def browse(
     max_per_host: int = 256,
     max_events: int = 10_000,
     discovery_port: int = DISCOVERY_PORT,
+    to: Sequence[str] | None = None,
     group: str | None = None,
     ipv6: bool = False,
 ) -> Browsing:
@@ -302,6 +310,7 @@ def browse(
         max_per_host: instances of one address in the table.
         max_events: events that may wait to be taken; beyond it the oldest are dropped and counted.
         discovery_port: where it is announced.
+        to: addresses to ask at, instead of everywhere; such as ``["127.255.255.255"]`` for this host alone.
         group: a multicast group to hear, and ask in, as well.
         ipv6: use IPv6 too.
 
@@ -322,7 +331,7 @@ def browse(
     async def open_() -> Browser:
         window = replay_window if key is not None else None
         roster = Roster(max_peers=max_peers, max_per_host=max_per_host, replay_window=window)
-        browser = Browser(name, roster, key, max_events, discovery_port, group, ipv6)
+        browser = Browser(name, roster, key, max_events, discovery_port, group, ipv6, await named_ways(to))
         try:
             await browser._open()
         except BaseException:

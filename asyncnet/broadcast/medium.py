@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -11,12 +10,10 @@ from typing import Final
 
 from asyncnet.addresses import Address, Interface, explain, interfaces
 from asyncnet.broadcast.channel import HAVE_ROUTES, Channel, Heard, Outgoing, Route, route_by
-from asyncnet.broadcast.ways import Way, WayReport, ways_of
+from asyncnet.broadcast.ways import Way, WayReport, logger, ways_of
 from asyncnet.udp.sockets import join_group, open_socket
 
-__all__ = ["Medium", "logger"]
-
-logger: Final = logging.getLogger("asyncnet.broadcast")
+__all__ = ["Medium"]
 
 _MAX_REPORTS: Final = 1024
 

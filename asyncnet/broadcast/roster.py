@@ -354,5 +354,5 @@ class Roster:
             if now >= half:
                 self.wants_question = True
                 half = min(now + _AHEAD, entry.expires)
-            self._due = min(self._due, half, entry.expires)
+            self._due = min(self._due, half, entry.expires, *entry.locations.values())
         return events

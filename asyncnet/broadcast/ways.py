@@ -9,6 +9,7 @@ IPv6 host on the link.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,7 +20,9 @@ import attrs
 from asyncnet.addresses import Address, Interface
 from asyncnet.resolver import resolve
 
-__all__ = ["ALL_HOSTS", "LIMITED", "Way", "WayReport", "check_group", "named_ways", "ways_of"]
+__all__ = ["ALL_HOSTS", "LIMITED", "Way", "WayReport", "check_group", "logger", "named_ways", "ways_of"]
+
+logger: Final = logging.getLogger("asyncnet.broadcast")
 
 LIMITED: Final = "255.255.255.255"
 ALL_HOSTS: Final = "ff02::1"
@@ -111,8 +114,16 @@ def _ways_by(interface: Interface, ipv6: bool, group: str | None) -> Iterator[Wa
         yield Way(ALL_HOSTS, name, index)
 
 
-async def named_ways(targets: Sequence[str]) -> tuple[list[Way], list[OSError]]:
-    """Return the ways to targets that somebody names, and why there is none to some of them."""
+async def named_ways(targets: Sequence[str] | None) -> list[Way] | None:
+    """Return the ways to targets that somebody names, None when nobody does. One that does not resolve is logged.
+
+    Raises:
+        OSError: none of them resolves.
+    """
+    if targets is None:
+        return None
+    if isinstance(targets, str) or not targets:
+        raise ValueError(f"to must be a list of addresses, not {targets!r}")
     found: list[Way] = []
     failures: list[OSError] = []
     for target in targets:
@@ -120,8 +131,11 @@ async def named_ways(targets: Sequence[str]) -> tuple[list[Way], list[OSError]]:
             family, address = (await resolve(target, 0, action="broadcast to", kind=socket.SOCK_DGRAM))[0]
         except OSError as exc:
             failures.append(exc)
+            logger.info("%s", exc)
             continue
         host = address[0].partition("%")[0]
         scope = address[3] if family == socket.AF_INET6 and len(address) == 4 else 0
         found.append(Way(host, scope=scope))
-    return found, failures
+    if not found:
+        raise failures[0]
+    return found

@@ -39,9 +39,7 @@ def _add_ask(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=non_negative_float, default=3.0, metavar="SECONDS",
                         help="how long to wait for answers (default: 3)")  # fmt: skip
     parser.add_argument("--limit", type=positive_int, metavar="N", help="stop after N answers")
-    parser.add_argument("--to", action="append", metavar="ADDRESS",
-                        help="a broadcast address to send to, such as 127.255.255.255; may be repeated "
-                             "(default: those of all interfaces)")  # fmt: skip
+    _add_targets(parser)
     parser.add_argument("--window", type=non_negative_float, metavar="SECONDS",
                         help="spread the answers over so long; only 'broadcast answer' understands it "
                              "(default: send TEXT as it is, for any program)")  # fmt: skip
@@ -99,7 +97,14 @@ def _add_reach(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ipv6", action="store_true", help="use IPv6 (ff02::1) as well")
 
 
+def _add_targets(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--to", action="append", metavar="ADDRESS",
+                        help="a broadcast address to send to, such as 127.255.255.255; may be repeated "
+                             "(default: those of all interfaces)")  # fmt: skip
+
+
 def _add_presence(parser: argparse.ArgumentParser) -> None:
+    _add_targets(parser)
     parser.add_argument("--key-file", type=Path, metavar="FILE",
                         help="a file with a secret that all share: packets are signed with it")  # fmt: skip
     parser.add_argument("--discovery-port", type=_port, default=broadcast.DISCOVERY_PORT, metavar="PORT",
@@ -198,6 +203,7 @@ async def _announce(arguments: argparse.Namespace) -> int:
         key=_key(arguments),
         node=arguments.node,
         discovery_port=arguments.discovery_port,
+        to=arguments.to,
         group=arguments.group,
         ipv6=arguments.ipv6,
     )
@@ -211,6 +217,7 @@ async def _browse(arguments: argparse.Namespace) -> int:
         key=_key(arguments),
         max_peers=arguments.max_peers,
         discovery_port=arguments.discovery_port,
+        to=arguments.to,
         group=arguments.group,
         ipv6=arguments.ipv6,
     )

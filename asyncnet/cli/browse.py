@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
+import os
 import signal
 import sys
 import time
@@ -47,9 +47,15 @@ async def browse(opening: Browsing, *, as_json: bool) -> None:
 def _line(event: Event) -> str:
     peer = event.peer
     by = f" ({peer.interface})" if peer.interface else ""
-    info = "".join(f" {key}={value}" for key, value in peer.info.items())
+    info = f" {_info(peer)}" if peer.info else ""
     reason = f" [{event.reason}]" if event.reason else ""
     return f"{event.kind} {peer.name} {format_address(peer.addr)}{by}{info}{reason}"
+
+
+def _info(peer: Peer) -> str:
+    """Return what goes with a name, without what would move a terminal's cursor."""
+    text = " ".join(f"{key}={value}" for key, value in peer.info.items())
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _json(event: Event) -> str:
@@ -94,11 +100,20 @@ async def _show_table(browser: Browser) -> None:
 
 async def _draw_again_and_again(browser: Browser, since: dict[str, float], last: Sequence[str]) -> None:
     while True:
-        size = shutil.get_terminal_size()
+        size = _terminal_size()
         lines = draw(browser.name, browser.peers, since, last, time.monotonic(), size)
         sys.stdout.write("\x1b[H" + "\x1b[K\n".join(lines) + "\x1b[K\x1b[J")
         sys.stdout.flush()
         await asyncio.sleep(_EVERY)
+
+
+def _terminal_size() -> tuple[int, int]:
+    """Return columns and lines of the terminal as it is now, whatever the environment says of when it was opened."""
+    try:
+        columns, lines = os.get_terminal_size(sys.stdout.fileno())
+    except OSError:
+        columns = lines = 0
+    return columns or 80, lines or 24
 
 
 def draw(
@@ -141,7 +156,7 @@ def _row(peer: Peer, seconds: float) -> tuple[str, ...]:
         format_address(peer.addr) + (f" +{more}" if more else ""),
         ",".join(interfaces) or "-",
         _span(seconds),
-        " ".join(f"{key}={value}" for key, value in peer.info.items()),
+        _info(peer),
     )
 
 
