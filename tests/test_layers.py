@@ -47,7 +47,7 @@ asyncnet.tftp.client asyncnet.tftp.server
 asyncnet.tftp.serving asyncnet.tftp.urls
 asyncnet.tftp
 asyncnet.broadcast.messages asyncnet.broadcast.limits asyncnet.broadcast.ways
-asyncnet.broadcast.roster asyncnet.broadcast.watch asyncnet.broadcast.channel
+asyncnet.broadcast.identity asyncnet.broadcast.roster asyncnet.broadcast.watch asyncnet.broadcast.channel
 asyncnet.broadcast.medium
 asyncnet.broadcast.asking
 asyncnet.broadcast.answering asyncnet.broadcast.announcing

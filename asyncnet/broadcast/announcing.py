@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 import secrets
-import socket
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final, Self
 
 import attrs
 
-from asyncnet.addresses import Address, Interface, interfaces
+from asyncnet.addresses import Address, Interface
 from asyncnet.arguments import check_port, check_seconds
 from asyncnet.broadcast.asking import count_fault
 from asyncnet.broadcast.channel import Heard, Route
+from asyncnet.broadcast.identity import check_key, named_node, node_of
 from asyncnet.broadcast.limits import RateLimiter
 from asyncnet.broadcast.medium import Medium
 from asyncnet.broadcast.messages import (
@@ -48,7 +47,10 @@ _GOODBYES: Final = 3
 _BETWEEN_GOODBYES: Final = 0.02
 _MAX_PENDING: Final = 1000
 _ANSWERS_PER_SECOND: Final = 5.0
-_MAX_ANSWERS_PER_SECOND: Final = 200.0
+_MAX_ANSWERS_PER_SECOND: Final = 2000.0
+"""To all who ask by broadcast: whoever asks in earnest must have a chance among many who do not."""
+_MAX_DIRECT_PER_SECOND: Final = 20.0
+"""To all who ask this host alone, which is how somebody from afar would have it send to others."""
 _MICROSECONDS: Final = 1_000_000
 
 
@@ -109,9 +111,11 @@ class Announcer:
         self._watch: InterfaceWatch | None = None
         self._limiter = RateLimiter(_ANSWERS_PER_SECOND, 2 * _ANSWERS_PER_SECOND)
         self._limiter_of_all = RateLimiter(_MAX_ANSWERS_PER_SECOND, _MAX_ANSWERS_PER_SECOND)
+        self._limiter_of_direct = RateLimiter(_MAX_DIRECT_PER_SECOND, _MAX_DIRECT_PER_SECOND)
         self._discovery_port = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._extra: set[asyncio.TimerHandle] = set()
+        self._repeats: set[asyncio.TimerHandle] = set()
+        self._answers: set[asyncio.TimerHandle] = set()
         self._closed = asyncio.Event()
         self._closing = False
 
@@ -183,23 +187,18 @@ class Announcer:
 
     def _announce_again(self) -> None:
         """Announce now, and twice more soon: something is new, and a datagram may be lost."""
-        self._cancel_extra()
+        _cancel(self._repeats)
         self._announce()
         for seconds in _REPEAT_AT:
-            self._later(seconds * random.uniform(1, 1 + _JITTER), self._announce)
+            self._later(self._repeats, seconds * random.uniform(1, 1 + _JITTER), self._announce)
 
-    def _later(self, seconds: float, call: object, *arguments: object) -> None:
+    def _later(self, handles: set[asyncio.TimerHandle], seconds: float, call: Callable[[], object]) -> None:
         def run() -> None:
-            self._extra.discard(handle)
-            call(*arguments)  # type: ignore[operator]  # only methods are passed
+            handles.discard(handle)
+            call()
 
         handle = self._loop.call_later(seconds, run)
-        self._extra.add(handle)
-
-    def _cancel_extra(self) -> None:
-        for handle in self._extra:
-            handle.cancel()
-        self._extra.clear()
+        handles.add(handle)
 
     def _jittered(self) -> float:
         return self._interval * random.uniform(1 - _JITTER, 1 + _JITTER)
@@ -232,13 +231,14 @@ class Announcer:
             self.stats.replayed += 1
         elif (
             self._closing
-            or len(self._extra) >= _MAX_PENDING
+            or len(self._answers) >= _MAX_PENDING
             or not self._limiter.allows(addr, now)
-            or not self._limiter_of_all.allows("", now)
+            or not (self._limiter_of_direct if route.direct else self._limiter_of_all).allows("", now)
         ):
             self.stats.limited += 1
         elif packet.window > 0:
-            self._later(random.uniform(0, packet.window), self._answer, packet.nonce, addr, route)
+            answer = partial(self._answer, packet.nonce, addr, route)
+            self._later(self._answers, random.uniform(0, packet.window), answer)
         else:
             self._answer(packet.nonce, addr, route)
 
@@ -270,7 +270,8 @@ class Announcer:
 
     def _stop(self) -> None:
         self._closing = True
-        self._cancel_extra()
+        _cancel(self._repeats)
+        _cancel(self._answers)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -308,33 +309,10 @@ class Announcer:
         await self.aclose()
 
 
-def _node_of(name: str, port: int) -> bytes:
-    """Return what stays the same when the program is restarted on this host."""
-    try:
-        machine = Path("/etc/machine-id").read_text().strip()
-    except OSError:
-        machine = ""
-    try:
-        cards = [interface.hardware for interface in interfaces() if interface.hardware]
-    except OSError:
-        cards = []
-    text = "\0".join([machine, socket.gethostname(), *cards[:1], name, str(port)])
-    return hashlib.sha256(text.encode()).digest()[:ID_SIZE]
-
-
-def check_key(key: bytes | None) -> None:
-    """Check a shared key.
-
-    Raises:
-        TypeError: it is not bytes.
-        ValueError: it is too short to be a secret.
-    """
-    if key is None:
-        return
-    if not isinstance(key, bytes):
-        raise TypeError(f"key must be bytes or None, not {type(key).__name__}")
-    if len(key) < 8:
-        raise ValueError(f"key must be 8 bytes or more, not {len(key)}")
+def _cancel(handles: set[asyncio.TimerHandle]) -> None:
+    for handle in handles:
+        handle.cancel()
+    handles.clear()
 
 
 def announce(
@@ -389,7 +367,7 @@ def announce(
     check_group(group)
 
     async def open_() -> Announcer:
-        place = _node_of(name, port) if node is None else hashlib.sha256(node.encode()).digest()[:ID_SIZE]
+        place = node_of(name, port) if node is None else named_node(node)
         options: dict[str, object] = {"ipv6": ipv6, "group": group, "ways": await named_ways(to)}
         announcer = Announcer(name, port, info, interval, whole_expiry, key, replay_window, place, options)
         try:

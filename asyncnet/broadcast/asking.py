@@ -111,13 +111,15 @@ class Asking:
         self._known = Recent(math.inf, _MAX_REPLIES_KNOWN)
         self._replies: asyncio.Queue[Reply] = asyncio.Queue(_MAX_REPLIES_WAITING)
         self._medium: Medium | None = None
+        self._asked = False
 
     def __aiter__(self) -> AsyncIterator[Reply]:
         return self._run()
 
     async def _run(self) -> AsyncIterator[Reply]:
-        if self._medium is not None:
-            raise RuntimeError("this question is being asked already: call ask() again")
+        if self._asked:
+            raise RuntimeError("this question was asked already: call ask() again")
+        self._asked = True
         loop = asyncio.get_running_loop()
         ways = await named_ways(self._to)
         medium = self._medium = Medium(self._on_batch, ipv6=self._ipv6, group=self._group, ways=ways)

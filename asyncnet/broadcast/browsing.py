@@ -20,9 +20,10 @@ import attrs
 
 from asyncnet.addresses import Address, Interface
 from asyncnet.arguments import check_count, check_port, check_seconds
-from asyncnet.broadcast.announcing import DISCOVERY_PORT, check_key
+from asyncnet.broadcast.announcing import DISCOVERY_PORT
 from asyncnet.broadcast.asking import count_fault
 from asyncnet.broadcast.channel import Heard, Route
+from asyncnet.broadcast.identity import check_key
 from asyncnet.broadcast.medium import Medium
 from asyncnet.broadcast.messages import (
     ID_SIZE,
