@@ -197,22 +197,28 @@ class Channel:
             routes = self._routes
             batch = self._arena.receive_with_control(self._fd, self._arena.codec(self.family))
             return [(data, addr, routes[control]) for data, addr, control in batch]
-        batch_of_one: list[Heard] = []
-        while len(batch_of_one) < SLOTS:
+        return self._receive_singly()
+
+    def _receive_singly(self) -> list[Heard]:
+        batch: list[Heard] = []
+        told = HAVE_ROUTES and self._fixed is None
+        while len(batch) < SLOTS:
             try:
-                data, notes, _, addr = self._sock.recvmsg(SLOT_SIZE, CONTROL_SIZE)
+                if told:
+                    data, notes, _, addr = self._sock.recvmsg(SLOT_SIZE, CONTROL_SIZE)
+                    batch.append((data, addr, self._route_of(notes)))
+                else:
+                    data, addr = self._sock.recvfrom(SLOT_SIZE)
+                    batch.append((data, addr, self._fixed or NO_ROUTE))
             except (BlockingIOError, InterruptedError):
                 break
             except OSError:
-                if batch_of_one:
+                if batch:
                     break
                 raise
-            batch_of_one.append((data, addr, self._fixed or self._route_of(notes)))
-        return batch_of_one
+        return batch
 
     def _route_of(self, notes: Sequence[tuple[int, int, bytes]]) -> Route:
-        if not HAVE_ROUTES:
-            return NO_ROUTE
         packed = [
             _CMSGHDR.pack(_CMSGHDR.size + len(v), lv, k) + v.ljust((len(v) + 7) & ~7, b"\0") for lv, k, v in notes
         ]
