@@ -12,19 +12,20 @@ import os
 import socket
 import sys
 from collections.abc import Iterable
-from enum import Enum
-from typing import Any, Final, TypeAlias
+from enum import Enum, IntFlag
+from typing import Any, TypeAlias
 
 import attrs
 
 from asyncnet.errors import AddressError
-from asyncnet.netlink import read_interfaces
+from asyncnet.netlink import Link, get_interfaces, read_interfaces
 
 __all__ = [
     "Address",
     "IPNetwork",
     "Interface",
     "InterfaceAddress",
+    "InterfaceFlags",
     "PortClass",
     "broadcast_address",
     "client_of",
@@ -274,6 +275,19 @@ class InterfaceAddress:
         return cls(address, prefix, broadcast_address(address, prefix) if has_broadcast else None)
 
 
+class InterfaceFlags(IntFlag):
+    """What an interface is, in the bits of Linux (netdevice(7)); it sets others too, which have no name here."""
+
+    UP = 0x1
+    """Switched on."""
+    BROADCAST = 0x2
+    LOOPBACK = 0x8
+    POINT_TO_POINT = 0x10
+    RUNNING = 0x40
+    """A cable is plugged in, or the like."""
+    MULTICAST = 0x1000
+
+
 @attrs.frozen
 class Interface:
     """A network interface of this host."""
@@ -282,47 +296,74 @@ class Interface:
     index: int
     mtu: int | None
     """Bytes; None where the system does not tell."""
-    up: bool
-    loopback: bool
-    can_broadcast: bool
+    flags: InterfaceFlags
     addresses: tuple[InterfaceAddress, ...]
+    hardware: str | None = None
+    """The address of the card, such as ``02:00:5e:10:00:01``; None where there is none or the system does not tell."""
+
+    @property
+    def up(self) -> bool:
+        """Whether it is switched on."""
+        return InterfaceFlags.UP in self.flags
+
+    @property
+    def running(self) -> bool:
+        """Whether it is connected to something."""
+        return InterfaceFlags.RUNNING in self.flags
+
+    @property
+    def loopback(self) -> bool:
+        """Whether it leads to this host only."""
+        return InterfaceFlags.LOOPBACK in self.flags
+
+    @property
+    def can_broadcast(self) -> bool:
+        """Whether it knows broadcasts."""
+        return InterfaceFlags.BROADCAST in self.flags
+
+    @property
+    def can_multicast(self) -> bool:
+        """Whether it knows multicast."""
+        return InterfaceFlags.MULTICAST in self.flags
 
 
 def interfaces() -> list[Interface]:
     """Return this host's interfaces as they are now, in the order of their indexes.
 
-    On Linux the kernel is asked over netlink; elsewhere the names come from `socket.if_nameindex` and the addresses
-    that the host's own name resolves to stand under the interface ``"*"``.
+    On Linux the kernel is asked over netlink. On macOS and the BSDs getifaddrs tells the same, less the MTU. Elsewhere
+    the names come from `socket.if_nameindex`, and the addresses that the host's own name resolves to stand under the
+    interface ``"*"``.
 
     Raises:
-        OSError: the kernel does not answer.
+        OSError: the system does not answer.
     """
     if sys.platform == "linux":
-        return [
-            Interface(
-                name=link.name,
-                index=link.index,
-                mtu=link.mtu,
-                up=bool(link.flags & _IFF_UP),
-                loopback=bool(link.flags & _IFF_LOOPBACK),
-                can_broadcast=bool(link.flags & _IFF_BROADCAST),
-                addresses=tuple(InterfaceAddress.of(a, prefix) for a, prefix in link.addresses),
-            )
-            for link in read_interfaces()
-        ]
-    return _portable_interfaces()
+        links = read_interfaces()
+    elif sys.platform == "darwin" or "bsd" in sys.platform:
+        links = get_interfaces()
+    else:
+        return _portable_interfaces()
+    return [_interface(link) for link in links]
 
 
-_IFF_UP: Final = 0x1
-_IFF_BROADCAST: Final = 0x2
-_IFF_LOOPBACK: Final = 0x8
+def _interface(link: Link) -> Interface:
+    addresses = tuple(InterfaceAddress.of(address, prefix) for address, prefix in link.addresses)
+    return Interface(link.name, link.index, link.mtu, _flags(link.flags), addresses, link.hardware)
+
+
+def _flags(bits: int) -> InterfaceFlags:
+    if sys.platform != "linux":  # the BSDs have the same bits, but for this one
+        bits = bits & ~0x1000 | (0x1000 if bits & 0x8000 else 0)
+    return InterfaceFlags(bits)
 
 
 def _portable_interfaces() -> list[Interface]:
+    outward = InterfaceFlags.UP | InterfaceFlags.BROADCAST
+    inward = InterfaceFlags.UP | InterfaceFlags.LOOPBACK
     found = [
-        Interface(name, index, None, True, name.startswith("lo"), not name.startswith("lo"), ())
+        Interface(name, index, None, inward if name.startswith("lo") else outward, ())
         for index, name in socket.if_nameindex()
     ]
     own = sorted({info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)} - {"127.0.0.1", "::1"})
     unknown = tuple(InterfaceAddress(str(a).partition("%")[0], 128 if ":" in str(a) else 32, None) for a in own)
-    return [*found, Interface("*", 0, None, True, False, True, unknown)]
+    return [*found, Interface("*", 0, None, outward, unknown)]

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from asyncnet import netlink
 from asyncnet.addresses import (
     InterfaceAddress,
+    InterfaceFlags,
     PortClass,
     broadcast_address,
     explain,
@@ -150,6 +152,21 @@ def test_the_loopback_interface_is_listed_with_its_addresses() -> None:
         assert InterfaceAddress("127.0.0.1", 8, "127.255.255.255") in loopback.addresses
         assert loopback.mtu
         assert loopback.index == socket.if_nametoindex(loopback.name)
+        assert InterfaceFlags.LOOPBACK | InterfaceFlags.UP | InterfaceFlags.RUNNING in loopback.flags
+        assert loopback.running
+        assert not loopback.can_broadcast
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getifaddrs")
+def test_getifaddrs_tells_the_same_interfaces() -> None:
+    told = {
+        (i.name, i.index, (i.flags & 0xFFFF).value, frozenset((a.address, a.prefix) for a in i.addresses))
+        for i in interfaces()
+    }
+    found = {
+        (link.name, link.index, link.flags & 0xFFFF, frozenset(link.addresses)) for link in netlink.get_interfaces()
+    }
+    assert found == told
 
 
 def can_drop_privileges() -> bool:

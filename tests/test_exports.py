@@ -12,9 +12,11 @@ import asyncnet
 
 PUBLIC = {
     "asyncnet": "__version__ broadcast compat errors new_event_loop run tcp tftp udp",
-    "asyncnet.addresses": "Address IPNetwork Interface InterfaceAddress PortClass broadcast_address client_of explain"
-    " format_address in_networks interfaces parse_address parse_network port_class same_subnet",
-    "asyncnet.broadcast": "AnswerHandler Answerer AnswererStats Reply answer ask",
+    "asyncnet.addresses": "Address IPNetwork Interface InterfaceAddress InterfaceFlags PortClass broadcast_address"
+    " client_of explain format_address in_networks interfaces parse_address parse_network port_class same_subnet",
+    "asyncnet.broadcast": "Announcer AnnouncerStats AnswerHandler Answerer AnswererStats AskStats Asking Browser"
+    " BrowserStats Browsing DISCOVERY_PORT Event EventKind Location Peer Reply RosterStats Way WayReport announce"
+    " answer ask browse",
     "asyncnet.compat": "DatagramHandler ENGINES Endpoint Engine Handler Kernel Reader Server Spawned Stats Writer"
     " create_datagram_server create_server find_engine open_endpoint open_streams run run_blocking serve serve_datagram"
     " sleep spawn timeout wait_readable wait_writable",

@@ -49,7 +49,12 @@ asyncnet.tftp.answering
 asyncnet.tftp.client asyncnet.tftp.server
 asyncnet.tftp.serving asyncnet.tftp.urls
 asyncnet.tftp
-asyncnet.broadcast.service
+asyncnet.broadcast.messages asyncnet.broadcast.limits asyncnet.broadcast.ways
+asyncnet.broadcast.identity asyncnet.broadcast.roster asyncnet.broadcast.watch asyncnet.broadcast.channel
+asyncnet.broadcast.medium
+asyncnet.broadcast.asking
+asyncnet.broadcast.answering asyncnet.broadcast.announcing
+asyncnet.broadcast.browsing
 asyncnet.broadcast
 asyncnet.compat.classic
 asyncnet.compat.classic.broadcast asyncnet.compat.classic.coroutine asyncnet.compat.classic.tcp_client
@@ -76,7 +81,7 @@ asyncnet.lab.report
 asyncnet.lab
 asyncnet.testing
 asyncnet.cli.common
-asyncnet.cli.tftp_serve
+asyncnet.cli.tftp_serve asyncnet.cli.browse
 asyncnet.cli.classic
 asyncnet.cli.broadcast asyncnet.cli.compare asyncnet.cli.info asyncnet.cli.tcp asyncnet.cli.tftp asyncnet.cli.udp
 asyncnet.cli.demo
@@ -95,6 +100,9 @@ SANS_IO = (
     "asyncnet.tftp.transfer",
     "asyncnet.tcp.deadlines",
     "asyncnet.tcp.proxy",
+    "asyncnet.broadcast.messages",
+    "asyncnet.broadcast.limits",
+    "asyncnet.broadcast.roster",
 )
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 
 from asyncnet import compat
-from asyncnet.addresses import Interface, interfaces
+from asyncnet.addresses import Interface, InterfaceFlags, interfaces
 from asyncnet.cli.common import Subparsers
 from asyncnet.loops import loop_name, new_event_loop
 from asyncnet.udp import probe
@@ -33,7 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _info(arguments: argparse.Namespace) -> int:
     print("Interfaces")
-    _print_table(("name", "state", "MTU", "address", "broadcast"), list(_interface_rows(interfaces())))
+    _print_table(("index", "name", "MTU", "address", "broadcast", "flags"), list(_interface_rows(interfaces())))
     print("\nEngines (one handler runs on each of them)")
     _print_table(
         ("name", "", "description", "limits"),
@@ -71,12 +71,20 @@ def _print_table(headings: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> 
 
 def _interface_rows(found: list[Interface]) -> Iterator[tuple[str, ...]]:
     for interface in found:
-        head = (interface.name, "up" if interface.up else "down", str(interface.mtu or "-"))
+        head = (str(interface.index), interface.name, str(interface.mtu or "-"))
+        flags = " ".join(_flag_words(interface.flags))
         for address in interface.addresses:
-            yield (*head, f"{address.address}/{address.prefix}", address.broadcast or "-")
-            head = ("", "", "")
+            yield (*head, f"{address.address}/{address.prefix}", address.broadcast or "-", flags)
+            head, flags = ("", "", ""), ""
         if not interface.addresses:
-            yield (*head, "-", "-")
+            yield (*head, "-", "-", flags)
+
+
+def _flag_words(flags: InterfaceFlags) -> Iterator[str]:
+    yield "up" if InterfaceFlags.UP in flags else "down"
+    for flag in InterfaceFlags:
+        if flag in flags and flag is not InterfaceFlags.UP and flag.name:
+            yield flag.name.lower().replace("_", "-")
 
 
 def _limits() -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import Any
 
 from asyncnet.addresses import Address, interfaces
+from asyncnet.broadcast.ways import LIMITED, ways_of
 from asyncnet.compat.datagrams import open_endpoint
 from asyncnet.compat.tasks import timeout
 
@@ -50,15 +51,8 @@ async def ask(
 
 
 def _targets() -> list[str]:
-    found = [
-        (interface.loopback, address.broadcast)
-        for interface in interfaces()
-        if interface.up
-        for address in interface.addresses
-        if address.broadcast is not None
-    ]
-    outward = [target for loopback, target in found if not loopback]
-    return outward or [target for _, target in found]
+    # 255.255.255.255 needs a socket that is told the interface: `asyncnet.broadcast` has one.
+    return list(dict.fromkeys(way.target for way in ways_of(interfaces()) if way.target != LIMITED))
 
 
 async def _send(endpoint: Any, data: bytes, port: int, targets: Sequence[str]) -> None:

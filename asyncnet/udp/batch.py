@@ -131,13 +131,17 @@ class _Headers:
         vectors: one iovec for each message.
         control: control slots; None for messages without ancillary data.
         name_size: bytes of an address; 0 on connected sockets.
+        shared: bytes of ancillary data that all messages have in common; 0 when each has a slot of its own.
     """
 
-    def __init__(self, names: _Memory, vectors: _Memory, control: _Memory | None, name_size: int) -> None:
+    def __init__(
+        self, names: _Memory, vectors: _Memory, control: _Memory | None, name_size: int, shared: int = 0
+    ) -> None:
         memory = _Memory(SLOTS * _MMSGHDR.size)
+        size = (shared or CONTROL_SIZE) if control is not None else 0
         for i in range(SLOTS):
             name = names.address + i * _NAME if name_size else 0
-            place, size = (control.address + i * CONTROL_SIZE, CONTROL_SIZE) if control is not None else (0, 0)
+            place = control.address + (0 if shared else i * CONTROL_SIZE) if control is not None else 0
             vector = vectors.address + i * _VECTOR
             _MMSGHDR.pack_into(memory.mmap, i * _MMSGHDR.size, name, name_size, vector, 1, place, size, 0, 0)
         self.mmap = memory.mmap
@@ -169,6 +173,7 @@ class Arena:
         )
         self._out = _Memory(OUT_SIZE)
         self._out_names = _Memory(SLOTS * _NAME)
+        self._out_control = _Memory(CONTROL_SIZE)
         self._out_vectors = _Memory(SLOTS * _VECTOR)
         self._out_lengths: list[int] = []  # what the vectors are laid out for
         self._out_places = memoryview(self._out_vectors.mmap).cast("Q")
@@ -177,7 +182,7 @@ class Arena:
         """Bytes of the last batch that was received."""
         self._codecs: dict[int, AddressCodec] = {}
         self._in_headers: dict[tuple[int, bool], _Headers] = {}
-        self._out_headers: dict[int, _Headers] = {}
+        self._out_headers: dict[tuple[int, int], _Headers] = {}
 
     def codec(self, family: int) -> AddressCodec:
         """Return the codec that the sockets of a family share."""
@@ -198,16 +203,30 @@ class Arena:
         count = self._recvmmsg(fd, headers.address, SLOTS, socket.MSG_DONTWAIT, None)
         if count < 0:
             return _nothing()
+        return list(zip(self._payloads(headers, count), self._senders(codec, peer, count), strict=False))
+
+    def receive_with_control(self, fd: int, codec: AddressCodec) -> list[tuple[bytes, Address, bytes]]:
+        """Receive as `receive` does, with the ancillary data of each datagram as the kernel wrote it."""
+        headers, count = self._receive_with_control(fd, codec, None)
+        if count < 0:
+            return _nothing()
+        sizes = headers.control_lengths[:count].tolist()
+        control = self._control.mmap
+        controls: Iterable[bytes]
+        if sizes.count(sizes[0]) == count:
+            controls = _cutter(sizes[0], CONTROL_SIZE, count)(control)
+        else:
+            controls = [control[i * CONTROL_SIZE : i * CONTROL_SIZE + size] for i, size in enumerate(sizes)]
+        return list(zip(self._payloads(headers, count), self._senders(codec, None, count), controls, strict=False))
+
+    def _payloads(self, headers: _Headers, count: int) -> Iterable[bytes]:
         data = self._in.mmap
         lengths = headers.lengths[:count].tolist()
         self.received_bytes = sum(lengths)
         length = lengths[0]
-        payloads: Iterable[bytes]
         if count > 1 and lengths.count(length) == count:
-            payloads = _cutter(length, _STRIDE, count)(data)
-        else:
-            payloads = [data[o : o + n] for o, n in zip(_OFFSETS, lengths, strict=False)]
-        return list(zip(payloads, self._senders(codec, peer, count), strict=False))
+            return _cutter(length, _STRIDE, count)(data)
+        return [data[o : o + n] for o, n in zip(_OFFSETS, lengths, strict=False)]
 
     def receive_trains(self, fd: int, codec: AddressCodec, peer: Address | None = None) -> list[Train]:
         """Receive where the kernel joins datagrams (UDP_GRO); what came alone is a train of one.
@@ -278,7 +297,13 @@ class Arena:
         return map(codec.__getitem__, _cutter(codec.size, _NAME, count)(self._in_names.mmap))
 
     def send(
-        self, fd: int, payloads: Sequence[bytes | memoryview], names: bytes | None, name_size: int, start: int = 0
+        self,
+        fd: int,
+        payloads: Sequence[bytes | memoryview],
+        names: bytes | None,
+        name_size: int,
+        start: int = 0,
+        control: bytes = b"",
     ) -> int:
         """Send many datagrams, `SLOTS` and `OUT_SIZE` bytes at most.
 
@@ -288,6 +313,7 @@ class Arena:
             names: addresses as `AddressCodec.encode_all` returns them; None on a connected socket.
             name_size: bytes of an address, `AddressCodec.size`.
             start: the first of them to send.
+            control: ancillary data that goes with each of them, `CONTROL_SIZE` bytes at most.
 
         Returns:
             How many have left; fewer than there are when the system takes no more now or refuses the next one.
@@ -312,10 +338,14 @@ class Arena:
             name_size = 0
         else:
             self._out_names.mmap[: count * _NAME] = names[start * _NAME : (start + count) * _NAME]
-        headers = self._out_headers.get(name_size)
+        shared = len(control)
+        headers = self._out_headers.get((name_size, shared))
         if headers is None:
-            headers = _Headers(self._out_names, self._out_vectors, None, name_size)
-            self._out_headers[name_size] = headers
+            memory = self._out_control if shared else None
+            headers = _Headers(self._out_names, self._out_vectors, memory, name_size, shared)
+            self._out_headers[name_size, shared] = headers
+        if shared:
+            self._out_control.mmap[:shared] = control
         sent: int = self._sendmmsg(fd, headers.address, count, socket.MSG_DONTWAIT)
         if sent < 0:
             number = ctypes.get_errno()
