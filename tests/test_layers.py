@@ -48,6 +48,13 @@ asyncnet.tftp.serving asyncnet.tftp.urls
 asyncnet.tftp
 asyncnet.broadcast.service
 asyncnet.broadcast
+asyncnet.workers.fleet asyncnet.workers.board asyncnet.workers.binding asyncnet.workers.pidfile
+asyncnet.workers.handover asyncnet.workers.report
+asyncnet.workers.child asyncnet.workers.recycling asyncnet.workers.admin
+asyncnet.workers.master
+asyncnet.workers.renewal
+asyncnet.workers.running
+asyncnet.workers
 asyncnet.compat.traps
 asyncnet.compat.tasks
 asyncnet.compat.streams asyncnet.compat.descriptors
@@ -65,8 +72,10 @@ asyncnet.lab.report
 asyncnet.lab
 asyncnet.testing
 asyncnet.cli.common
+asyncnet.cli.supervised
 asyncnet.cli.tftp_serve
 asyncnet.cli.broadcast asyncnet.cli.compare asyncnet.cli.info asyncnet.cli.tcp asyncnet.cli.tftp asyncnet.cli.udp
+asyncnet.cli.workers
 asyncnet.cli.demo
 asyncnet.cli
 asyncnet.__main__
@@ -83,6 +92,7 @@ SANS_IO = (
     "asyncnet.tftp.transfer",
     "asyncnet.tcp.deadlines",
     "asyncnet.tcp.proxy",
+    "asyncnet.workers.fleet",
 )
 
 

@@ -261,7 +261,14 @@ class Answerer(asyncio.DatagramProtocol):
         await self.aclose()
 
 
-def answer(handler: AnswerHandler, port: int, *, host: str = "", max_pending: int = 1000) -> Opening[Answerer]:
+def answer(
+    handler: AnswerHandler,
+    port: int = 0,
+    *,
+    host: str = "",
+    max_pending: int = 1000,
+    sock: socket.socket | None = None,
+) -> Opening[Answerer]:
     """Answer questions that come by broadcast: ``async with answer(handler, 7788): ...``.
 
     Several programs on one host may answer on one port: a broadcast reaches each of them.
@@ -272,6 +279,7 @@ def answer(handler: AnswerHandler, port: int, *, host: str = "", max_pending: in
         port: 0 takes any free one.
         host: an address of this host to listen on; empty for every address, which hearing broadcasts takes on Linux.
         max_pending: awaitables that may be pending; further questions are dropped and counted.
+        sock: a bound UDP socket to use instead of `host` and `port`, such as one that a worker inherits.
 
     Raises:
         ValueError: `max_pending` is below 1.
@@ -282,8 +290,8 @@ def answer(handler: AnswerHandler, port: int, *, host: str = "", max_pending: in
 
     async def open_() -> Answerer:
         answerer = Answerer(handler, max_pending=max_pending)
-        sock = await open_socket(local=(host or "0.0.0.0", port), broadcast=True, share_broadcasts=True)
-        await attach(answerer, sock)
+        opened = sock or await open_socket(local=(host or "0.0.0.0", port), broadcast=True, share_broadcasts=True)
+        await attach(answerer, opened)
         return answerer
 
     return Opening(open_)

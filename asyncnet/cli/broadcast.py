@@ -8,7 +8,9 @@ import sys
 from asyncnet import broadcast
 from asyncnet.addresses import Address, format_address
 from asyncnet.cli.common import Subparsers, non_negative_float, positive_int, serve_until_signal
+from asyncnet.cli.supervised import add_worker_options, check_worker_options, run_workers
 from asyncnet.loops import run
+from asyncnet.workers import Worker
 
 __all__ = ["add_parser"]
 
@@ -32,7 +34,8 @@ def add_parser(subparsers: Subparsers) -> None:
     answer = commands.add_parser("answer", help="print questions that come by broadcast and answer them")
     answer.add_argument("port", type=int, metavar="PORT")
     answer.add_argument("text", metavar="TEXT")
-    answer.set_defaults(run=lambda arguments: run(_answer(arguments)))
+    add_worker_options(answer)
+    answer.set_defaults(run=_answer)
 
 
 async def _ask(arguments: argparse.Namespace) -> int:
@@ -49,12 +52,30 @@ async def _ask(arguments: argparse.Namespace) -> int:
     return 0 if count else 1
 
 
-async def _answer(arguments: argparse.Namespace) -> int:
+def _answer(arguments: argparse.Namespace) -> int:
     reply: bytes = arguments.text.encode()
 
     def handler(data: bytes, addr: Address) -> bytes:
         print(f"{format_address(addr)} asks: {data.decode(errors='backslashreplace')}", flush=True)
         return reply
 
-    await serve_until_signal(broadcast.answer(handler, arguments.port))
-    return 0
+    async def alone() -> int:
+        await serve_until_signal(broadcast.answer(handler, arguments.port))
+        return 0
+
+    async def main(worker: Worker) -> None:
+        await worker.serve(broadcast.answer(handler, sock=worker.udp[0]))
+
+    check_worker_options(arguments)
+    if arguments.workers is None:
+        return run(alone())
+    # A broadcast reaches every socket of a port: the workers share one, so that a question is answered once.
+    return run_workers(
+        arguments,
+        main,
+        [f"udp:0.0.0.0:{arguments.port}"],
+        broadcast.AnswererStats,
+        first="questions",
+        udp="one",
+        broadcast=True,
+    )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import sys
 
 from asyncnet import udp
 from asyncnet.addresses import format_address
 from asyncnet.cli.common import Subparsers, address_argument, announce, describe, positive_float
+from asyncnet.cli.supervised import add_worker_options, bind_address, check_worker_options, run_workers, worker_binds
 from asyncnet.errors import ClosedError
 from asyncnet.loops import run
+from asyncnet.workers import Worker
 
 __all__ = ["add_parser"]
 
@@ -35,8 +38,32 @@ def add_parser(subparsers: Subparsers) -> None:
     recv.set_defaults(run=lambda arguments: run(_receive(arguments, echo=False)))
 
     echo = commands.add_parser("echo", help="send every datagram back")
-    echo.add_argument("--bind", type=address_argument("", None), metavar="HOST:PORT", required=True)
-    echo.set_defaults(run=lambda arguments: run(_receive(arguments, echo=True)))
+    echo.add_argument("--bind", metavar="HOST:PORT", required=True,
+                      help="where to listen; with --workers also fd:NUMBER or systemd")  # fmt: skip
+    add_worker_options(echo)
+    echo.set_defaults(run=_echo)
+
+
+def _echo(arguments: argparse.Namespace) -> int:
+    check_worker_options(arguments)
+    if arguments.workers is None:
+        arguments.bind = bind_address(arguments, "")
+        return run(_receive(arguments, echo=True))
+
+    async def main(worker: Worker) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            endpoints = [await stack.enter_async_context(udp.bind(sock=sock)) for sock in worker.udp]
+            for endpoint in endpoints:
+                worker.watch(endpoint)
+            worker.ready()
+            async with asyncio.TaskGroup() as group:
+                for endpoint in endpoints:
+                    group.create_task(_pump(endpoint, echo=True))
+                await worker.stopping.wait()
+                for endpoint in endpoints:
+                    endpoint.close()
+
+    return run_workers(arguments, main, worker_binds(arguments, "udp", ""), udp.EndpointStats, first="received")
 
 
 async def _send(arguments: argparse.Namespace) -> int:
@@ -62,16 +89,22 @@ async def _receive(arguments: argparse.Namespace, *, echo: bool) -> int:
             except NotImplementedError:  # Windows
                 break
         announce(endpoint.local_addr)
-        while True:
-            try:
-                data, addr = await endpoint.recv()
-                if echo:
-                    await endpoint.send(data, addr)
-                else:
-                    print(f"{format_address(addr)}: {data.decode(errors='backslashreplace')}", flush=True)
-            except ClosedError:
-                return 0
-            except BrokenPipeError:
-                raise
-            except OSError as exc:  # one peer that cannot be reached is no reason to stop
-                print(f"asyncnet: {describe(exc)}", file=sys.stderr)
+        await _pump(endpoint, echo=echo)
+    return 0
+
+
+async def _pump(endpoint: udp.Endpoint, *, echo: bool) -> None:
+    """Echo or print what arrives, until the endpoint is closed."""
+    while True:
+        try:
+            data, addr = await endpoint.recv()
+            if echo:
+                await endpoint.send(data, addr)
+            else:
+                print(f"{format_address(addr)}: {data.decode(errors='backslashreplace')}", flush=True)
+        except ClosedError:
+            return
+        except BrokenPipeError:
+            raise
+        except OSError as exc:  # one peer that cannot be reached is no reason to stop
+            print(f"asyncnet: {describe(exc)}", file=sys.stderr)

@@ -54,6 +54,7 @@ class Acceptor:
         admit: takes each connection with the address of its peer; it must not raise.
         has_room: tells whether another connection may be accepted now.
         stats: counts errors and what is shed.
+        path: of a Unix socket, to be removed at the end; that of an inherited one belongs to somebody else.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Acceptor:
         admit: Callable[[socket.socket, Any], object],
         has_room: Callable[[], bool],
         stats: ServerStats,
+        path: str | None = None,
     ) -> None:
+        self._path = path
         self._loop = asyncio.get_running_loop()
         self._poller = poller_of(self._loop)
         self._listeners = listeners
@@ -180,7 +183,7 @@ class Acceptor:
             listener = self._listeners.pop()
             path = listener.getsockname() if listener.family == getattr(socket, "AF_UNIX", None) else ""
             listener.close()
-            if isinstance(path, str) and path:
+            if path and path == self._path:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
         if self._spare is not None:

@@ -83,7 +83,7 @@ class Server:
         self._clients: dict[str, int] = {}
         self._ended = asyncio.Event()
         self._finished = self._cancelled = self._aborted = 0  # what the stop report counts
-        self._acceptor = Acceptor(listeners, self._admit, self._has_room, self.stats)
+        self._acceptor = Acceptor(listeners, self._admit, self._has_room, self.stats, settings.path)
         self._acceptor.update()
 
     @property

@@ -132,6 +132,7 @@ def serve(
         handshake_timeout=handshake_timeout,
         proxy_from=tuple(_networks("proxy_from", proxy_from)),
         proxy_unix="unix" in proxy_from,
+        path=path,
     )
     hosts = [host] if host is None or isinstance(host, str) else host
 

@@ -34,3 +34,5 @@ class Settings:
     handshake_timeout: float = 30.0
     proxy_from: tuple[IPNetwork, ...] = ()
     proxy_unix: bool = False
+    path: str | None = None
+    """Of the Unix socket that the server has made, and removes when it closes."""
