@@ -317,6 +317,7 @@ class Fleet:
 
     def _settle(self, now: float, actions: list[Action]) -> None:
         """When all seats are served by the new, drain the old."""
+        self._make_room(now, actions)
         current = self._current()
         if sum(member.is_serving for member in current) < self.size:
             return
@@ -332,6 +333,14 @@ class Fleet:
         if self._reload_again:
             self._reload_again = False
             self.reload()
+
+    def _make_room(self, now: float, actions: list[Action]) -> None:
+        """End at once what nobody waits for, so that there is always room for a whole new generation."""
+        renewed = {m.seat for m in self.members.values() if m.is_serving and not m.replaced}
+        for member in list(self.members.values()):
+            is_late = member.state is State.BOOTING and member.generation != self.generation
+            if is_late or member.seat >= self.size or (member.replaced and member.seat in renewed):
+                self._retire(member, now, actions)
 
     def _fill(self, now: float, actions: list[Action]) -> None:
         if now < self._spawn_at:

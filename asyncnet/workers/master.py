@@ -276,6 +276,7 @@ class Master:
         if isinstance(action, Spawn):
             self._spawn(action)
         elif isinstance(action, Drain | Hurry):
+            self._write_successor(action.pid)
             _send_signal(action.pid, signal.SIGTERM)
         elif isinstance(action, Dump):
             logger.error("worker %d: %s; its stacks follow", action.pid, action.reason)
@@ -291,6 +292,13 @@ class Master:
         for member in self.fleet.members.values():
             if member.state is State.READY and member.generation == self.fleet.generation and not member.replaced:
                 self.board.write_owner(member.seat, member.pid)
+
+    def _write_successor(self, pid: int) -> None:
+        """Say who has the seat of a worker that leaves, if anybody has it yet."""
+        seat = self.fleet.members[pid].seat
+        others = [m for m in self.fleet.members.values() if m.seat == seat and m.is_serving and not m.replaced]
+        if others:
+            self.board.write_owner(seat, max(others, key=lambda member: member.started).pid)
 
     def _spawn(self, action: Spawn) -> None:
         here, there = socket.socketpair()
