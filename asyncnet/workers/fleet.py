@@ -11,6 +11,7 @@ the old one stays. Two workers to a seat at most: there are never more than 2 N 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import Final, TypeAlias
 
@@ -162,6 +163,8 @@ class Fleet:
     """Of the workers that are started now."""
     settled: int = 0
     """The generation that last served with all its workers; 0 before the first."""
+    newest: int = 1
+    """The last generation that was begun."""
     failure: str | None = None
     """Why the master gives up."""
     last_error: str | None = None
@@ -171,7 +174,6 @@ class Fleet:
     started: int = 0
     reloads: int = 0
     failed_reloads: int = 0
-    _newest: int = 1
     _reload_again: bool = False
     _failures: int = 0  # deaths in a row that came soon
     _boot_failures: int = 0
@@ -193,11 +195,17 @@ class Fleet:
         self._back_off(now)
         self._check_breaker()
 
-    def adopt(self, member: Member) -> None:
-        """Take over a worker of the program that this one replaces; the next generation is a new one."""
-        self.members[member.pid] = member
-        self.settled = max(self.settled, member.generation)
-        self.generation = self._newest = max(self._newest, member.generation + 1)
+    def adopt(self, members: Iterable[Member], settled: int, newest: int) -> None:
+        """Take over the workers of the program that this one replaces; the next generation is a new one.
+
+        Args:
+            members: the workers.
+            settled: the generation that served there.
+            newest: the last generation that was begun there.
+        """
+        self.members = {member.pid: member for member in members}
+        self.settled = settled
+        self.generation = self.newest = newest + 1
 
     def ready(self, pid: int, now: float) -> None:
         """A worker serves."""
@@ -245,8 +253,8 @@ class Fleet:
         if self.generation != self.settled:
             self._reload_again = self.settled > 0
             return
-        self._newest += 1
-        self.generation = self._newest
+        self.newest += 1
+        self.generation = self.newest
         self._failures = self._boot_failures = 0
         self._spawn_at = 0.0
 
@@ -339,6 +347,7 @@ class Fleet:
         renewed = {m.seat for m in self.members.values() if m.is_serving and not m.replaced}
         for member in list(self.members.values()):
             is_late = member.state is State.BOOTING and member.generation != self.generation
+            is_late = is_late or member.generation not in (self.generation, self.settled)
             if is_late or member.seat >= self.size or (member.replaced and member.seat in renewed):
                 self._retire(member, now, actions)
 

@@ -77,6 +77,8 @@ def _become(master: Master) -> None:
             {"state": m.state.value, "line": master.lines[m.pid].sock.fileno(), **{f: getattr(m, f) for f in _FIELDS}}
             for m in fleet.members.values()
         ],
+        "settled": fleet.settled,
+        "newest": fleet.newest,
         "size": fleet.size,
         "asked": master.asked,
         "totals": {name: getattr(fleet, name) for name in _TOTALS},
@@ -170,21 +172,23 @@ class Legacy:
 
     def hand_to(self, master: Master) -> None:
         """Give the workers to their new master."""
-        master.announced = True
+        master.announced = self.state["settled"] > 0
         logger.info("the program is renewed; its workers follow")
         for name in _TOTALS:
             setattr(master.fleet, name, self.state["totals"][name])
         for name, value in self.state["retired"].items():
             if name in master.retired:
                 master.retired[name] = value
+        members = []
         for each in self.state["members"]:
             member = Member(each["pid"], each["seat"], each["generation"], each["started"], State(each["state"]))
             for name in _FIELDS:
                 setattr(member, name, each[name])
             if master.board.row_of(member.pid) is None:  # its heartbeat is in another table
                 member.beat = float("inf")
-            master.fleet.adopt(member)
+            members.append(member)
             master.lines[member.pid] = Line(_socket(each["line"]))
+        master.fleet.adopt(members, self.state["settled"], self.state["newest"])
 
 
 def _socket(fd: int) -> socket.socket:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from asyncnet import cli
 from tests.workers.masters import ROOT, children, is_alive, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, spreads UDP by SO_REUSEPORT")
@@ -166,11 +167,14 @@ def test_tftp_by_workers_under_another_user(tmp_path: Path, mode: list[str]) -> 
      (["broadcast", "answer", "0", "x", "--workers", "2", "--recycle-memory", "much"], "'much' is no size"),
      (["workers", "status"], "--pid-file")],
 )  # fmt: skip
-def test_wrong_usage_exits_with_2(arguments: list[str], message: str) -> None:
-    done = asyncnet(*arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_wrong_usage_exits_with_2(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -179,11 +183,24 @@ def test_wrong_usage_exits_with_2(arguments: list[str], message: str) -> None:
      (["tcp", "echo", "--bind", "fd:77", "--workers", "2"], "descriptor 77 is no socket"),
      (["tcp", "echo", "--bind", "systemd", "--workers", "2"], "LISTEN_FDS hands no socket"),
      (["tcp", "echo", "--bind", "127.0.0.1:0", "--workers", "999"], "workers must be at most 256"),
-     (["tcp", "echo", "--bind", "127.0.0.1:0", "--workers", "2", "--pid-file", "/no/such/x"], "No such file"),
-     (["tftp", "serve", "/no/such", "--bind", "127.0.0.1:0", "--workers", "2"], "a worker cannot start"),
+     (["tcp", "echo", "--bind", "127.0.0.1:0", "--workers", "2", "--pid-file", "/no/such/x"], "No such file")],
+)  # fmt: skip
+def test_what_a_user_can_mend_is_one_line(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    assert cli.main(arguments) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("asyncnet: ")
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["tftp", "serve", "/no/such", "--bind", "127.0.0.1:0", "--workers", "2"], "a worker cannot start"),
      (["tftp", "serve", ".", "--bind", "127.0.0.1:0", "--workers", "2", "--user", "nosuch"], "no user 'nosuch'")],
 )  # fmt: skip
-def test_what_a_user_can_mend_is_one_line(arguments: list[str], message: str) -> None:
+def test_what_a_worker_cannot_do_is_one_line_of_the_master(arguments: list[str], message: str) -> None:
     done = asyncnet(*arguments)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("asyncnet: ")]

@@ -46,6 +46,13 @@ class Simulation:
         self.most = max(self.most, len(self.alive))
         return actions
 
+    def renew(self) -> Fleet:
+        """Replace the program: a new table takes over the workers."""
+        before = self.fleet
+        self.fleet = Fleet(before.size, before.limits)
+        self.fleet.adopt(before.members.values(), before.settled, before.newest)
+        return self.fleet
+
     def ready(self, *pids: int) -> None:
         for pid in pids or [m.pid for m in self.fleet.members.values() if m.state is State.BOOTING]:
             self.fleet.ready(pid, self.now)
@@ -166,6 +173,21 @@ def test_a_reload_that_cannot_start_is_given_up_and_the_old_serve_on() -> None:
     simulation.end(3)
     simulation.fleet.reload()
     assert simulation.step() == [Spawn(0, 3), Spawn(1, 3)]
+
+
+def test_a_new_program_takes_the_workers_over_and_replaces_them() -> None:
+    simulation = served(2)
+    simulation.fleet.reload()
+    simulation.step()
+    simulation.ready(3)
+    fleet = simulation.renew()  # in the middle of a reload: one new worker serves, the other one boots
+    assert simulation.step() == [Drain(3), Kill(4, "")]
+    simulation.end(3)
+    simulation.end(4, -9)
+    assert simulation.step() == [Spawn(0, 3), Spawn(1, 3)]
+    simulation.ready()
+    assert simulation.step() == [Drain(1), Drain(2)]
+    assert fleet.settled == 3
 
 
 def test_reloads_in_a_row_are_one_more() -> None:
@@ -299,6 +321,8 @@ def test_whatever_happens_in_whatever_order_it_ends_whole(seed: int) -> None:
             fleet.replace(chance.choice(sorted(simulation.alive)))
         elif event < 0.4 and simulation.alive:
             simulation.end(chance.choice(sorted(simulation.alive)), chance.choice([-9, 0, 1]))
+        elif event < 0.44:
+            fleet = simulation.renew()
         elif event < 0.7:
             simulation.ready(*simulation.pids(State.BOOTING)[:1] or [0])
         simulation.beat(*simulation.alive)

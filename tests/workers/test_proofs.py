@@ -76,10 +76,10 @@ def test_reloads_under_500_connections_a_second_refuse_and_reset_none(tmp_path: 
         print(f"{reloads} reloads, {seen['results']['ok']} connections at {seen['rate']:.0f} a second: all answered")
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("single_port", [False, True])
 @pytest.mark.parametrize(
-    ("reloads", "rate", "megabytes"), [(3, 10, 2), pytest.param(20, 20, 8, marks=pytest.mark.long)]
+    ("reloads", "rate", "megabytes"), [(2, 10, 2), pytest.param(20, 20, 8, marks=pytest.mark.long)]
 )
 def test_reloads_under_tftp_downloads_spoil_none(
     tmp_path: Path, reloads: int, rate: int, megabytes: int, single_port: bool
@@ -100,7 +100,7 @@ def test_reloads_under_tftp_downloads_spoil_none(
         assert seen["results"]["ok"] >= reloads
         assert master.report()["reloads"] == reloads
         print(f"{reloads} reloads, {seen['results']['ok']} downloads of {megabytes} MiB at {seen['rate']:.0f} a "
-              f"second, {seen['most']} at once: all equal")  # fmt: skip
+              f"second, {seen['most']} at once, {seen['left_out']} left out: all equal")  # fmt: skip
 
 
 def test_a_transfer_on_a_single_port_is_finished_by_the_worker_that_began_it(tmp_path: Path) -> None:
@@ -259,8 +259,9 @@ def test_killing_a_worker_every_second_loses_only_what_was_in_flight_there(tmp_p
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("seconds", [2, pytest.param(20, marks=pytest.mark.long)])
-@pytest.mark.parametrize("reuse_port", [False, True])
+@pytest.mark.parametrize(
+    ("seconds", "reuse_port"), [(1, False), *(pytest.param(20, each, marks=pytest.mark.long) for each in (False, True))]
+)
 def test_workers_accept_alike_under_load(tmp_path: Path, seconds: float, reuse_port: bool) -> None:
     with running(tmp_path, workers=2, reuse_port=reuse_port) as master:
         with under_load("tcp", master.addresses[0], 500) as seen:
