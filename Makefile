@@ -27,7 +27,7 @@ peers:
 test: setup peers
 	$(BIN)/python -m pytest
 
-# What takes too long for every day: floods and losses on real segments.
+# What takes too long for every day: floods and losses on real segments; load while workers are reloaded and killed.
 test-long: setup
 	$(BIN)/python -m pytest -m long
 

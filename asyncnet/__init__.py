@@ -6,12 +6,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from asyncnet import broadcast, compat, errors, tcp, tftp, udp
+    from asyncnet import broadcast, compat, errors, tcp, tftp, udp, workers
     from asyncnet.loops import new_event_loop, run
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "broadcast", "compat", "errors", "new_event_loop", "run", "tcp", "tftp", "udp"]
+__all__ = ["__version__", "broadcast", "compat", "errors", "new_event_loop", "run", "tcp", "tftp", "udp", "workers"]
 
 
 def __getattr__(name: str) -> object:

@@ -11,11 +11,11 @@ __all__ = ["inherited_sockets"]
 _FIRST = 3
 
 
-def inherited_sockets(kind: int, *, environment: MutableMapping[str, str] = os.environ) -> list[socket.socket]:
+def inherited_sockets(kind: int | None, *, environment: MutableMapping[str, str] = os.environ) -> list[socket.socket]:
     """Return the sockets handed over to this process; a second call returns none.
 
     Args:
-        kind: ``SOCK_DGRAM`` or ``SOCK_STREAM``; what was handed over must be of this kind.
+        kind: ``SOCK_DGRAM`` or ``SOCK_STREAM``; what was handed over must be of this kind. None takes both.
         environment: where ``LISTEN_PID`` and ``LISTEN_FDS`` stand; they are removed.
 
     Raises:
@@ -31,7 +31,7 @@ def inherited_sockets(kind: int, *, environment: MutableMapping[str, str] = os.e
         for fd in range(_FIRST, _FIRST + int(count)):
             os.set_inheritable(fd, False)
             found.append(socket.socket(fileno=fd))
-            if found[-1].type != kind:
+            if kind is not None and found[-1].type != kind:
                 raise ValueError(f"descriptor {fd} is a socket of another kind ({found[-1].type!r})")
     except (OSError, ValueError) as exc:
         for sock in found:

@@ -11,7 +11,7 @@ import pytest
 import asyncnet
 
 PUBLIC = {
-    "asyncnet": "__version__ broadcast compat errors new_event_loop run tcp tftp udp",
+    "asyncnet": "__version__ broadcast compat errors new_event_loop run tcp tftp udp workers",
     "asyncnet.addresses": "Address IPNetwork Interface InterfaceAddress InterfaceFlags PortClass broadcast_address"
     " client_of explain format_address in_networks interfaces parse_address parse_network port_class same_subnet",
     "asyncnet.broadcast": "Announcer AnnouncerStats AnswerHandler Answerer AnswererStats AskStats Asking Browser"
@@ -32,6 +32,7 @@ PUBLIC = {
     " put serve",
     "asyncnet.udp": "MAX_PAYLOAD Capabilities Datagram DatagramTransport Endpoint EndpointStats QueuePolicy Train bind"
     " connect create_datagram_endpoint probe",
+    "asyncnet.workers": "Recycle Worker run",
 }
 
 MODULES = [name for _, name, _ in pkgutil.walk_packages(asyncnet.__path__, "asyncnet.") if name != "asyncnet.__main__"]

@@ -56,6 +56,13 @@ asyncnet.broadcast.asking
 asyncnet.broadcast.answering asyncnet.broadcast.announcing
 asyncnet.broadcast.browsing
 asyncnet.broadcast
+asyncnet.workers.fleet asyncnet.workers.board asyncnet.workers.binding asyncnet.workers.pidfile
+asyncnet.workers.handover asyncnet.workers.report
+asyncnet.workers.child asyncnet.workers.recycling asyncnet.workers.admin
+asyncnet.workers.master
+asyncnet.workers.renewal
+asyncnet.workers.running
+asyncnet.workers
 asyncnet.compat.classic
 asyncnet.compat.classic.broadcast asyncnet.compat.classic.coroutine asyncnet.compat.classic.tcp_client
 asyncnet.compat.classic.tcp_epoll asyncnet.compat.classic.tcp_gevent asyncnet.compat.classic.tcp_nonblocking
@@ -81,9 +88,11 @@ asyncnet.lab.report
 asyncnet.lab
 asyncnet.testing
 asyncnet.cli.common
+asyncnet.cli.supervised
 asyncnet.cli.tftp_serve asyncnet.cli.browse
 asyncnet.cli.classic
 asyncnet.cli.broadcast asyncnet.cli.compare asyncnet.cli.info asyncnet.cli.tcp asyncnet.cli.tftp asyncnet.cli.udp
+asyncnet.cli.workers
 asyncnet.cli.demo
 asyncnet.cli
 asyncnet.__main__
@@ -103,6 +112,7 @@ SANS_IO = (
     "asyncnet.broadcast.messages",
     "asyncnet.broadcast.limits",
     "asyncnet.broadcast.roster",
+    "asyncnet.workers.fleet",
 )
 
 

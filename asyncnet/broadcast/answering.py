@@ -7,6 +7,7 @@ import heapq
 import inspect
 import random
 import secrets
+import socket
 from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any, Final, Self, TypeAlias
@@ -86,8 +87,8 @@ class Answerer:
         self._closed = asyncio.Event()
         self._port = 0
 
-    async def _open(self, host: str, port: int, *, watch: bool) -> None:
-        await self._medium.open(host, port, share=True)
+    async def _open(self, host: str, port: int, sock: socket.socket | None, *, watch: bool) -> None:
+        await self._medium.open(host, port, share=True, sock=sock)
         self._port = self.address[1]
         if watch:
             self._watch = InterfaceWatch(self._loop, self._on_interfaces)
@@ -302,7 +303,7 @@ class Answerer:
 
 def answer(
     handler: AnswerHandler,
-    port: int,
+    port: int = 0,
     *,
     host: str = "",
     max_pending: int = 1000,
@@ -310,6 +311,7 @@ def answer(
     max_rate: float | None = 100.0,
     group: str | None = None,
     ipv6: bool = False,
+    sock: socket.socket | None = None,
 ) -> Opening[Answerer]:
     """Answer questions that come by broadcast: ``async with answer(handler, 7788): ...``.
 
@@ -327,6 +329,7 @@ def answer(
         max_rate: questions a second of one source that are answered, twice as many at once; None for no limit.
         group: a multicast group to hear as well, on every interface, also on those that come later.
         ipv6: hear IPv6 too: ``ff02::1``, and whatever is sent to an address of this host.
+        sock: a bound IPv4 socket to use instead of `host` and `port`, such as one that a worker inherits.
 
     Raises:
         TypeError: a parameter is of the wrong kind.
@@ -349,7 +352,7 @@ def answer(
             medium_options={"ipv6": ipv6, "group": group},
         )
         try:
-            await answerer._open(host, port, watch=group is not None)
+            await answerer._open(host, port, sock, watch=group is not None)
         except BaseException:
             answerer.close()
             raise

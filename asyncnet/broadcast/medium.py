@@ -56,13 +56,14 @@ class Medium:
         """The address of the first socket."""
         return next(iter(self._channels.values())).address
 
-    async def open(self, host: str, port: int, *, share: bool) -> None:
+    async def open(self, host: str, port: int, *, share: bool, sock: socket.socket | None = None) -> None:
         """Open the sockets.
 
         Args:
             host: the local address; empty for every one.
             port: the local port; 0 for any free one.
             share: let other programs use the same port; each broadcast then goes to every one of them.
+            sock: a bound IPv4 socket to use instead of one on `host` and `port`.
 
         Raises:
             OSError: the port cannot be used; the message says why and what to do.
@@ -70,7 +71,10 @@ class Medium:
         loop = asyncio.get_running_loop()
         self._hears = share
         try:
-            if ":" not in host:
+            if sock is not None:
+                self._channels[socket.AF_INET] = Channel(loop, sock, self._on_batch)
+                port = sock.getsockname()[1]
+            elif ":" not in host:
                 sock = await open_socket(local=(host or "0.0.0.0", port), broadcast=True, share_broadcasts=share)
                 self._channels[socket.AF_INET] = Channel(loop, sock, self._on_batch)
                 port = sock.getsockname()[1]

@@ -15,7 +15,7 @@ from asyncnet.errors import AsyncnetError
 
 __all__ = ["main"]
 
-_COMPONENTS: Final = ("info", "demo", "udp", "broadcast", "tcp", "tftp", "compare", "classic")
+_COMPONENTS: Final = ("info", "demo", "udp", "broadcast", "tcp", "tftp", "workers", "compare", "classic")
 """The first words; each is a module of this package."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import socket
 import sys
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from asyncnet.cli.common import (
     positive_int,
     serve_until_signal,
 )
+from asyncnet.cli.supervised import add_worker_options, check_worker_options, run_workers
 from asyncnet.loops import run
+from asyncnet.opening import Opening
+from asyncnet.workers import Worker
 
 __all__ = ["add_parser"]
 
@@ -64,7 +68,8 @@ def _add_answer(parser: argparse.ArgumentParser) -> None:
                         help="questions a second of one source that are answered; 0 for no limit "
                              "(default: 100)")  # fmt: skip
     _add_reach(parser)
-    parser.set_defaults(run=lambda arguments: run(_answer(arguments)))
+    add_worker_options(parser)
+    parser.set_defaults(run=_answer)
 
 
 def _add_announce(parser: argparse.ArgumentParser) -> None:
@@ -202,23 +207,46 @@ async def _ask(arguments: argparse.Namespace) -> int:
     return 0 if count else 1
 
 
-async def _answer(arguments: argparse.Namespace) -> int:
+def _answer(arguments: argparse.Namespace) -> int:
     reply: bytes = arguments.text.encode()
 
     def handler(data: bytes, addr: Address) -> bytes:
         print(f"{format_address(addr)} asks: {data.decode(errors='backslashreplace')}", flush=True)
         return reply
 
-    opening = broadcast.answer(
-        handler,
-        arguments.port,
-        delay=arguments.delay,
-        max_rate=arguments.max_rate or None,
-        group=arguments.group,
-        ipv6=arguments.ipv6,
+    def opening(sock: socket.socket | None = None) -> Opening[broadcast.Answerer]:
+        return broadcast.answer(
+            handler,
+            arguments.port,
+            delay=arguments.delay,
+            max_rate=arguments.max_rate or None,
+            group=arguments.group,
+            ipv6=arguments.ipv6,
+            sock=sock,
+        )
+
+    async def alone() -> int:
+        await serve_until_signal(opening())
+        return 0
+
+    async def main(worker: Worker) -> None:
+        await worker.serve(opening(worker.udp[0]))
+
+    check_worker_options(arguments)
+    if arguments.workers is None:
+        return run(alone())
+    if arguments.ipv6 or arguments.group is not None:
+        arguments.parser.error("--workers share one IPv4 socket: leave --ipv6 and --group out")
+    # A broadcast reaches every socket of a port: the workers share one, so that a question is answered once.
+    return run_workers(
+        arguments,
+        main,
+        [f"udp:0.0.0.0:{arguments.port}"],
+        broadcast.AnswererStats,
+        first="questions",
+        udp="one",
+        broadcast=True,
     )
-    await serve_until_signal(opening)
-    return 0
 
 
 async def _announce(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,9 @@ from concurrent.futures import CancelledError
 from asyncnet import compat, tcp
 from asyncnet.addresses import explain
 from asyncnet.cli.common import Subparsers, address_argument, announce, engine_argument, positive_float
+from asyncnet.cli.supervised import add_worker_options, bind_address, check_worker_options, run_workers, worker_binds
 from asyncnet.loops import run
+from asyncnet.workers import Worker
 
 __all__ = ["add_parser", "echo"]
 
@@ -27,8 +29,10 @@ def add_parser(subparsers: Subparsers) -> None:
         dest="command", required=True, metavar="COMMAND"
     )
     server = commands.add_parser("echo", help="send everything back")
-    server.add_argument("--bind", type=address_argument("127.0.0.1", None), metavar="HOST:PORT", required=True)
+    server.add_argument("--bind", metavar="HOST:PORT", required=True,
+                        help="where to listen; with --workers also unix:PATH, fd:NUMBER or systemd")  # fmt: skip
     engine_argument(server, "the server")
+    add_worker_options(server, reuse_port=True)
     server.set_defaults(run=_echo)
 
     client = commands.add_parser("connect", help="send standard input, print what comes back, both at once")
@@ -47,8 +51,19 @@ async def echo(reader: StreamReader, writer: StreamWriter) -> None:
 
 def _echo(arguments: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    compat.serve(echo, arguments.bind, engine=arguments.engine, ready=announce)
-    return 0
+    check_worker_options(arguments)
+    if arguments.workers is None:
+        address = bind_address(arguments, "127.0.0.1")
+        compat.serve(echo, address, engine=arguments.engine, ready=announce)
+        return 0
+    if arguments.engine != "asyncnet":
+        arguments.parser.error("--workers runs the engine asyncnet; leave --engine out")
+
+    async def main(worker: Worker) -> None:
+        await worker.serve(tcp.serve(echo, sockets=worker.tcp, grace=worker.grace))
+
+    binds = worker_binds(arguments, "tcp", "127.0.0.1")
+    return run_workers(arguments, main, binds, tcp.ServerStats, first="accepted")
 
 
 async def _connect(arguments: argparse.Namespace) -> int:

@@ -22,9 +22,11 @@ from asyncnet.cli.common import (
     positive_int,
     serve_until_signal,
 )
+from asyncnet.cli.supervised import add_worker_options, check_worker_options, run_workers
 from asyncnet.loops import run
 from asyncnet.opening import Opening
 from asyncnet.privileges import drop_privileges
+from asyncnet.workers import Worker
 
 __all__ = ["add_serve_parser"]
 
@@ -45,6 +47,7 @@ def add_serve_parser(commands: Subparsers) -> None:
     _add_limits(serve.add_argument_group("whom, and how much"))
     _add_output(serve.add_argument_group("what it tells"))
     engine_argument(serve.add_argument_group("how it runs"), "the server")
+    add_worker_options(serve, grace=False)
     serve.set_defaults(run=lambda arguments: _serve(serve, arguments))
 
 
@@ -106,9 +109,12 @@ def _serve(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> in
     level = logging.WARNING if arguments.quiet else logging.INFO
     style = "%(message)s" if arguments.log == "json" else "%(asctime)s %(message)s"
     logging.basicConfig(level=level, format=style, stream=sys.stderr)
+    check_worker_options(arguments)
     if arguments.engine != "asyncnet":
         return _serve_on_engine(parser, arguments)
-    return run(_serve_until_signal(arguments))
+    if arguments.workers is not None:
+        return _serve_by_workers(arguments)
+    return run(_serve_until_signal(arguments, inherited_sockets(socket.SOCK_DGRAM) if not arguments.bind else []))
 
 
 _OWN_OPTIONS = (
@@ -119,6 +125,7 @@ _OWN_OPTIONS = (
     "max_sessions_per_client",
     "max_memory",
     "metrics",
+    "workers",
 )
 """What only the server of the engine asyncnet has."""
 
@@ -155,9 +162,34 @@ def _serve_on_engine(parser: argparse.ArgumentParser, arguments: argparse.Namesp
     return 0
 
 
-async def _serve_until_signal(arguments: argparse.Namespace) -> int:
+def _serve_by_workers(arguments: argparse.Namespace) -> int:
+    if arguments.reuse_port:
+        arguments.parser.error("--reuse-port is for servers without --workers, whose workers share ports by themselves")
+    if arguments.metrics is not None and arguments.admin is not None:
+        arguments.parser.error("with --workers, --metrics and --admin are the same: give one of them")
+    arguments.admin = arguments.admin or arguments.metrics
+    by_systemd = not arguments.bind and os.environ.get("LISTEN_PID") == str(os.getpid())
+    if by_systemd and arguments.single_port and arguments.workers > 1:
+        raise ValueError("one socket of systemd cannot be a single port of several workers: give --bind, or one worker")
+    places = arguments.bind or [("127.0.0.1", 69)]
+    binds = ["systemd"] if by_systemd else [f"udp:{format_address((host, port))}" for host, port in places]
+
+    async def main(worker: Worker) -> None:
+        async def open_() -> tftp.Server:
+            _allow_descriptors(3 * arguments.max_sessions + 100)
+            server = await _opening(arguments, worker.udp, paused=arguments.single_port)
+            if arguments.user is not None:
+                worker.stay_with_master()
+            return server
+
+        await worker.serve(Opening(open_))
+
+    return run_workers(arguments, main, binds, tftp.ServerStats, first="requests")
+
+
+async def _serve_until_signal(arguments: argparse.Namespace, sockets: list[socket.socket]) -> int:
     _allow_descriptors(3 * arguments.max_sessions + 100)
-    opening = _opening(arguments)
+    opening = _opening(arguments, sockets)
     with ExitStack() as stack:
 
         async def open_() -> tftp.Server:
@@ -230,7 +262,9 @@ def _limits(arguments: argparse.Namespace) -> tftp.Limits:
     )
 
 
-def _opening(arguments: argparse.Namespace) -> Opening[tftp.Server]:
+def _opening(
+    arguments: argparse.Namespace, sockets: list[socket.socket], *, paused: bool = False
+) -> Opening[tftp.Server]:
     bounds = {"max_sessions_per_client": arguments.max_sessions_per_client, "max_memory": arguments.max_memory}
     guard = tftp.Guard(
         allow=arguments.allow,
@@ -244,7 +278,8 @@ def _opening(arguments: argparse.Namespace) -> Opening[tftp.Server]:
         host,
         port,
         addresses=more,
-        sockets=[] if arguments.bind else inherited_sockets(socket.SOCK_DGRAM),
+        sockets=sockets,
+        paused=paused,
         single_port=arguments.single_port,
         ports=arguments.ports,
         reuse_port=arguments.reuse_port,

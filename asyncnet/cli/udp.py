@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
@@ -19,8 +20,10 @@ from asyncnet.cli.common import (
     engine_argument,
     positive_float,
 )
+from asyncnet.cli.supervised import add_worker_options, bind_address, check_worker_options, run_workers, worker_binds
 from asyncnet.errors import ClosedError
 from asyncnet.loops import run
+from asyncnet.workers import Worker
 
 __all__ = ["add_parser"]
 
@@ -46,14 +49,38 @@ def add_parser(subparsers: Subparsers) -> None:
     recv.set_defaults(run=lambda arguments: run(_receive(arguments, echo=False)))
 
     echo = commands.add_parser("echo", help="send every datagram back")
-    echo.add_argument("--bind", type=address_argument("", None), metavar="HOST:PORT", required=True)
+    echo.add_argument("--bind", metavar="HOST:PORT", required=True,
+                      help="where to listen; with --workers also fd:NUMBER or systemd")  # fmt: skip
     engine_argument(echo, "the server")
+    add_worker_options(echo)
     echo.set_defaults(run=_echo)
 
 
 def _echo(arguments: argparse.Namespace) -> int:
-    if arguments.engine == "asyncnet":
-        return run(_receive(arguments, echo=True))
+    check_worker_options(arguments)
+    if arguments.workers is None:
+        arguments.bind = bind_address(arguments, "")
+        return run(_receive(arguments, echo=True)) if arguments.engine == "asyncnet" else _echo_on_engine(arguments)
+    if arguments.engine != "asyncnet":
+        arguments.parser.error("--workers runs the engine asyncnet; leave --engine out")
+
+    async def main(worker: Worker) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            endpoints = [await stack.enter_async_context(udp.bind(sock=sock)) for sock in worker.udp]
+            for endpoint in endpoints:
+                worker.watch(endpoint)
+            worker.ready()
+            async with asyncio.TaskGroup() as group:
+                for endpoint in endpoints:
+                    group.create_task(_send_back(endpoint))
+                await worker.stopping.wait()
+                for endpoint in endpoints:
+                    endpoint.close()
+
+    return run_workers(arguments, main, worker_binds(arguments, "udp", ""), udp.EndpointStats, first="received")
+
+
+def _echo_on_engine(arguments: argparse.Namespace) -> int:
     from asyncnet import compat
 
     async def handler(data: bytes, addr: Address, endpoint: compat.Endpoint) -> None:
@@ -87,25 +114,31 @@ async def _receive(arguments: argparse.Namespace, *, echo: bool) -> int:
             except NotImplementedError:  # Windows
                 break
         announce(endpoint.local_addr)
-        told = float("-inf")
-        async for data, addr in endpoint:
-            if not echo:
+        if echo:
+            await _send_back(endpoint)
+        else:
+            async for data, addr in endpoint:
                 print(f"{format_address(addr)}: {_printable(data)}", flush=True)
-                continue
-            try:
-                await endpoint.send(data, addr)
-            except ClosedError:
-                break
-            except OSError as exc:  # one peer that cannot be reached is no reason to stop
-                if loop.time() > told + _SECONDS_BETWEEN_ERRORS:
-                    told = loop.time()
-                    print(f"asyncnet: {describe(exc)}", file=sys.stderr)
         lost, errors = endpoint.stats.kernel_dropped, endpoint.stats.errors
     if lost:
         print(f"asyncnet: the system dropped {lost} datagrams that came faster than they were taken", file=sys.stderr)
     if errors > 1:
         print(f"asyncnet: {errors} datagrams could not be sent back", file=sys.stderr)
     return 0
+
+
+async def _send_back(endpoint: udp.Endpoint) -> None:
+    """Echo what arrives, until the endpoint is closed."""
+    loop, told = asyncio.get_running_loop(), float("-inf")
+    async for data, addr in endpoint:
+        try:
+            await endpoint.send(data, addr)
+        except ClosedError:
+            break
+        except OSError as exc:  # one peer that cannot be reached is no reason to stop
+            if loop.time() > told + _SECONDS_BETWEEN_ERRORS:
+                told = loop.time()
+                print(f"asyncnet: {describe(exc)}", file=sys.stderr)
 
 
 def _printable(data: bytes, keep: str = "") -> str:

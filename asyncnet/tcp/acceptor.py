@@ -65,6 +65,7 @@ class Acceptor:
         stats: ServerStats,
         path: str | None = None,
     ) -> None:
+        self._path = path
         self._loop = asyncio.get_running_loop()
         self._poller = poller_of(self._loop)
         self._listeners = listeners
@@ -72,7 +73,6 @@ class Acceptor:
         self._admit = admit
         self._has_room = has_room
         self._stats = stats
-        self._path = path
         self._reading = False
         self._closed = False
         self._pause: asyncio.TimerHandle | None = None

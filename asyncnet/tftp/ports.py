@@ -16,7 +16,7 @@ import logging
 import random
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, cast
 
 import attrs
@@ -66,9 +66,18 @@ class Listener(asyncio.DatagramProtocol):
         sock: the socket, bound.
         arrived: told of everything that belongs to no transfer.
         single_port: whether transfers run on this socket.
+        paused: hear nothing before `resume`.
+
+    Attributes:
+        steer: called with a datagram of a peer that has no transfer here, and its address; when it returns True,
+            somebody else has taken it.
     """
 
-    def __init__(self, sock: socket.socket, arrived: Callable[[Arrival], None], *, single_port: bool) -> None:
+    def __init__(
+        self, sock: socket.socket, arrived: Callable[[Arrival], None], *, single_port: bool, paused: bool = False
+    ) -> None:
+        self.steer: Callable[[bytes, Address], bool] | None = None
+        self._paused = paused
         self.address: Address = sock.getsockname()
         self.single_port = single_port
         self.unsent = 0
@@ -98,6 +107,8 @@ class Listener(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(DatagramTransport, transport)
         self._transport.set_write_buffer_limits(high=_MAX_UNSENT)
+        if self._paused:
+            self._transport.pause_reading()
 
     def datagrams_received(self, batch: list[tuple[bytes, Address]] | list[Datagram]) -> None:
         """Give each datagram to its transfer, or report it."""
@@ -107,6 +118,8 @@ class Listener(asyncio.DatagramProtocol):
             data, peer = item[0], item[1]
             port = ports.get(peer)
             try:
+                if port is None and self.steer is not None and self.steer(data, peer):
+                    continue
                 if port is None or (len(data) > 1 and data[1] < 3):
                     self._arrived(self._arrival(item))
                 elif port.source is not None or (block := port.session.answer(data)) is None:
@@ -139,6 +152,29 @@ class Listener(asyncio.DatagramProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self.closed.set()
+
+    # What a worker uses that shares the socket with another one.
+
+    @property
+    def peers(self) -> Collection[Address]:
+        """Who has a transfer on this socket."""
+        return self._ports.keys()
+
+    def pause(self) -> None:
+        """Hear nothing; what is sent leaves as before."""
+        self._paused = True
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Hear again."""
+        self._paused = False
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def inject(self, data: bytes, peer: Address) -> None:
+        """Handle a datagram that came by another way."""
+        self.datagrams_received([(data, peer)])
 
     # What transfers on a single port use.
 

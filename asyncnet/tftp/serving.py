@@ -49,6 +49,7 @@ def serve(
     timing: Timing = DEFAULT_TIMING,
     log_format: Literal["text", "json"] = "text",
     hooks: Hooks | None = None,
+    paused: bool = False,
 ) -> Opening[Server]:
     """Serve files: ``async with serve(...) as server: await server.serve_forever()``.
 
@@ -74,6 +75,8 @@ def serve(
         timing: how long to wait for acknowledgements.
         log_format: how the one line about each transfer is logged, by the logger ``asyncnet.tftp`` at level INFO.
         hooks: called when transfers start, progress and end.
+        paused: hear nothing until ``listener.resume()`` is called for each of ``server.listeners``, as for a worker
+            that takes the socket over from another one.
 
     Raises:
         ValueError: `write` is no such policy, `max_sessions` is below 1, `ports` is no range, or `rollover` is neither
@@ -111,7 +114,7 @@ def serve(
             while found:
                 sock = found.pop(0)
                 sock.setblocking(False)
-                listener = Listener(sock, server.arrived, single_port=single_port)
+                listener = Listener(sock, server.arrived, single_port=single_port, paused=paused)
                 await listener.open()
                 server.listeners.append(listener)
         except BaseException:

@@ -25,6 +25,7 @@ def bind(
     policy: QueuePolicy | str = QueuePolicy.STOP_READING,
     receive_buffer: int | None = None,
     notes: bool = False,
+    sock: socket.socket | None = None,
 ) -> Opening[Endpoint]:
     """Open an endpoint on a local address, by ``async with bind(...) as endpoint`` or ``endpoint = await bind(...)``.
 
@@ -39,6 +40,7 @@ def bind(
         policy: what happens beyond these bounds, see `QueuePolicy`.
         receive_buffer: bytes of the socket's buffer to ask the system for.
         notes: ask the kernel for more about each datagram; `recv_batch` then returns `Datagram` items.
+        sock: a bound UDP socket to use instead, such as one that a worker inherits; the endpoint owns it.
 
     Raises:
         ValueError: a bound of the queue is below 1, or the policy has no such name.
@@ -46,10 +48,10 @@ def bind(
     """
 
     async def open_() -> Endpoint:
-        sock = await open_socket(
+        opened = sock or await open_socket(
             local=(host or "0.0.0.0", port), broadcast=broadcast, reuse_port=reuse_port, share_broadcasts=share_port
         )
-        return await _endpoint(sock, queue_size, queue_bytes, policy, receive_buffer, notes)
+        return await _endpoint(opened, queue_size, queue_bytes, policy, receive_buffer, notes)
 
     return Opening(open_)
 

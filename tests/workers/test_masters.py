@@ -1,0 +1,378 @@
+"""Masters and workers as processes: starts, deaths, hangs, reloads, signals, ends."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.workers.masters import ECHO, ROOT, Running, children, is_alive, kill, running, wait_for
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+def test_workers_share_a_listener_and_drain_what_runs(tmp_path: Path) -> None:
+    with running(tmp_path, workers=2) as master:
+        assert set(children(master.pid)) == set(master.workers("ready"))
+        with master.connect() as sock:
+            sock.sendall(b"before")
+            pid = int(sock.recv(100).split()[0])
+            assert pid in master.workers()
+            master.signal(signal.SIGTERM)
+            wait_for(lambda: is_refused(master))
+            sock.sendall(b"after")  # a connection that was open is served to its end
+            assert sock.recv(100) == b"%d after" % pid
+        assert master.process.wait(10) == 0
+        assert not Path(master.pid_file).exists()
+
+
+def is_refused(master: Running) -> bool:
+    """Whether nobody listens any more."""
+    try:
+        master.connect().close()
+    except OSError:
+        return True
+    return False
+
+
+def test_a_second_signal_hurries_and_quit_aborts(tmp_path: Path) -> None:
+    with running(tmp_path, grace=60.0) as master, master.connect() as sock:
+        sock.sendall(b"x")
+        assert sock.recv(100)
+        begun = time.monotonic()
+        master.signal(signal.SIGINT)
+        wait_for(lambda: master.report()["status"] == "stopping")
+        assert master.process.poll() is None
+        master.signal(signal.SIGINT)
+        assert master.process.wait(8) == 0
+        assert time.monotonic() - begun < 8
+    with running(tmp_path, grace=60.0) as master, master.connect() as sock:
+        sock.sendall(b"x")
+        assert sock.recv(100)
+        known = children(master.pid)
+        master.signal(signal.SIGQUIT)
+        master.process.wait(3)
+        assert not any(map(is_alive, known))
+
+
+def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+    with running(tmp_path) as master:
+        victim = master.ask()
+        os.kill(victim, signal.SIGKILL)
+        wait_for(lambda: victim not in master.workers() and master.whole())
+        assert master.report()["crashes"] == 1
+        assert master.ask() != victim
+
+
+def test_a_stopped_worker_is_replaced_within_the_heartbeat_limit(tmp_path: Path) -> None:
+    with running(tmp_path, heartbeat=2.0) as master:
+        victim = master.ask()
+        os.kill(victim, signal.SIGSTOP)
+        begun = time.monotonic()
+        wait_for(lambda: victim not in master.workers() and master.whole())
+        assert time.monotonic() - begun < 2.5  # the limit, and the start of a process
+        assert master.report()["hung"] == 1
+
+
+def test_a_loop_that_hangs_shows_its_stacks_before_it_is_killed(tmp_path: Path) -> None:
+    app = ECHO.replace("    while data", "    hang_for_ever()\n    while data") + (
+        "\ndef hang_for_ever():\n    import time\n    while True:\n        time.sleep(1)\n"
+    )
+    with running(tmp_path, app, heartbeat=1.5, workers=1) as master:
+        with master.connect() as sock:
+            sock.sendall(b"x")
+            with contextlib.suppress(ConnectionResetError):  # nobody answers; the connection ends with the worker
+                assert sock.recv(100) == b""
+        wait_for(master.whole)
+        assert "its event loop hangs; its stacks follow" in master.log
+        assert "in hang_for_ever" in master.log
+
+
+@pytest.mark.parametrize(
+    ("app", "reason"),
+    [("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+     ("def main(", "SyntaxError"),
+     ("x = 1", "has no function 'main'"),
+     ("async def main(worker):\n    raise OSError(98, 'cannot bind UDP 1.2.3.4:5')", "cannot bind UDP 1.2.3.4:5")],
+)  # fmt: skip
+def test_a_worker_that_cannot_start_ends_the_master_with_the_reason(tmp_path: Path, app: str, reason: str) -> None:
+    master = Running(tmp_path, app, workers=3)
+    try:
+        assert master.process.wait(5) == 1
+        ended = [line for line in master.log.splitlines() if line.startswith("ended: ")]
+        assert len(ended) == 1
+        assert "a worker cannot start: " in ended[0]
+        assert reason in ended[0]
+        assert "Traceback" not in master.log
+    finally:
+        kill(master)
+
+
+def test_starts_that_end_without_a_word_end_the_master_too(tmp_path: Path) -> None:
+    master = Running(tmp_path, "import os\nos._exit(7)", workers=1)
+    try:
+        assert master.process.wait(10) == 1
+        assert "ended before it was ready, with status 7 (5 failed starts in a row)" in master.log
+    finally:
+        kill(master)
+
+
+def test_no_worker_outlives_a_master_that_is_killed(tmp_path: Path) -> None:
+    master = Running(tmp_path, workers=3)
+    try:
+        master.wait_ready()
+        known = children(master.pid)
+        assert len(known) == 3
+        master.process.kill()
+        master.process.wait()
+        wait_for(lambda: not any(map(is_alive, known)), 2)
+    finally:
+        kill(master)
+    with running(tmp_path) as again:  # what it left behind, file and socket, hinders nobody
+        again.ask()
+
+
+def test_a_reload_runs_the_new_code_and_a_broken_one_changes_nothing(tmp_path: Path) -> None:
+    with running(tmp_path) as master:
+        before = master.workers()
+        master.write(ECHO.replace('b"%d "', 'b"%d new "'))
+        master.reload()
+        wait_for(master.whole)
+        with master.connect() as sock:
+            sock.sendall(b"x")
+            assert sock.recv(100).split()[1:] == [b"new", b"x"]
+        serving = master.workers()
+        assert not set(before) & set(serving)
+        master.write("import no_such_module")
+        master.signal(signal.SIGHUP)
+        wait_for(lambda: master.report()["failed_reloads"] == 1)
+        wait_for(master.whole)
+        assert master.workers() == serving
+        assert "no_such_module" in master.report()["last_error"]
+
+
+def test_the_old_worker_finishes_its_connections_after_a_reload(tmp_path: Path) -> None:
+    with running(tmp_path, workers=1) as master, master.connect() as sock:
+        sock.sendall(b"1")
+        old = int(sock.recv(100).split()[0])
+        master.reload()
+        new = master.ask()
+        assert new != old
+        sock.sendall(b"2")
+        assert sock.recv(100) == b"%d 2" % old
+        assert master.workers("draining") == [old]
+        sock.close()
+        wait_for(lambda: master.workers() == [new])
+
+
+def test_more_and_fewer_workers_by_signal(tmp_path: Path) -> None:
+    with running(tmp_path, workers=1) as master:
+        master.signal(signal.SIGTTIN)
+        wait_for(lambda: len(master.workers("ready")) == 2)
+        master.signal(signal.SIGTTOU)
+        wait_for(lambda: len(master.workers()) == 1)
+        master.signal(signal.SIGTTOU)  # one stays
+        master.ask()
+        assert master.report()["wanted"] == 1
+
+
+def test_workers_are_recycled_by_connections_one_at_a_time(tmp_path: Path) -> None:
+    with running(tmp_path, workers=1, recycle={"connections": 3, "jitter": 0.0}) as master:
+        first = master.ask()
+        for _ in range(4):
+            master.ask()
+        wait_for(lambda: master.whole() and first not in master.workers())
+        assert "5 accepted" in master.log
+        assert master.report()["totals"]["accepted"] == 5  # what ended workers counted is kept
+        assert master.report()["crashes"] == 0
+
+
+def test_workers_are_recycled_by_age_and_by_memory(tmp_path: Path) -> None:
+    with running(tmp_path, workers=1, recycle={"age": 0.5}) as master:
+        first = master.workers()
+        wait_for(lambda: master.whole() and first != master.workers())
+        assert " s old" in master.log
+    with running(tmp_path, workers=1, recycle={"memory": 1 << 20}) as master:
+        first = master.workers()
+        wait_for(lambda: master.whole() and first != master.workers())
+        assert "MiB of memory" in master.log
+
+
+def test_usr2_becomes_a_new_program_with_the_same_listener_and_process(tmp_path: Path) -> None:
+    with running(tmp_path, workers=2) as master, master.connect() as sock:
+        sock.sendall(b"1")
+        old = int(sock.recv(100).split()[0])
+        before = master.workers()
+        program = tmp_path.joinpath("program.py")
+        program.write_text(program.read_text() + "\nraise SystemExit(9)")  # after `run`: it changes the end alone
+        master.signal(signal.SIGUSR2)
+        wait_for(lambda: "the program is renewed" in master.log)
+        wait_for(lambda: not set(before) & set(master.workers("ready")))
+        assert master.ask() not in before
+        sock.sendall(b"2")
+        assert sock.recv(100) == b"%d 2" % old  # an old connection goes on
+        sock.close()
+        wait_for(master.whole)
+        assert not set(before) & set(children(master.pid))
+        master.signal(signal.SIGTERM)
+        assert master.process.wait(10) == 9
+
+
+def test_usr2_with_a_program_that_does_not_start_changes_nothing(tmp_path: Path) -> None:
+    with running(tmp_path) as master:
+        before = master.workers()
+        program = tmp_path.joinpath("program.py")
+        good = program.read_text()
+        program.write_text("raise SystemExit('broken')")
+        master.signal(signal.SIGUSR2)
+        wait_for(lambda: "the new program does not start" in master.log)
+        assert master.workers() == before
+        program.write_text(good)
+        master.signal(signal.SIGUSR2)
+        wait_for(lambda: "the program is renewed" in master.log)
+        wait_for(lambda: master.whole() and master.workers() != before)
+
+
+def test_there_are_never_more_than_two_processes_to_a_worker(tmp_path: Path) -> None:
+    with running(tmp_path, workers=2, grace=1.0) as master:
+        most = 0
+        ended = time.monotonic() + 1.5
+        held = [master.connect() for _ in range(4)]  # so that old workers take their grace to drain
+        while time.monotonic() < ended:
+            master.signal(signal.SIGHUP)
+            most = max(most, len(children(master.pid)))
+            time.sleep(0.002)
+        for sock in held:
+            sock.close()
+        assert 3 <= most <= 4
+        wait_for(master.whole)
+
+
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3, 4, 5))])
+def test_a_hundred_signals_in_random_order_leave_a_consistent_state(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    numbers = [signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2, signal.SIGCHLD]
+    with running(tmp_path, workers=2, grace=2.0) as master:
+        for _ in range(100):
+            master.signal(chance.choice(numbers))
+            if chance.random() < 0.1:
+                victims = children(master.pid)
+                os.kill(chance.choice(victims), signal.SIGKILL) if victims else None
+            time.sleep(chance.random() * 0.02)
+        wait_for(lambda: not is_renewing(master) and master.whole(), 30)
+        report = master.report()
+        assert sorted(each["seat"] for each in report["workers"]) == list(range(report["wanted"]))
+        assert sorted(children(master.pid)) == sorted(each["pid"] for each in report["workers"])  # no zombie either
+        master.ask()
+
+
+def is_renewing(master: Running) -> bool:
+    """Whether a child is no worker, or the master is between two programs."""
+    try:
+        return len(children(master.pid)) != len(master.workers())
+    except (OSError, ValueError):
+        return True
+
+
+def test_health_metrics_and_status_by_http(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with running(tmp_path, admin=["127.0.0.1", port]) as master:
+        for _ in range(5):
+            master.ask()
+        wait_for(lambda: master.report()["totals"]["accepted"] == 5)
+
+        def get(path: str) -> str:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+                text: str = answer.read().decode()
+                return text
+
+        assert json.loads(get("/health")) == {"status": "ok", "serving": 2, "wanted": 2}
+        metrics = get("/metrics")
+        assert "asyncnet_workers_accepted_total 5\n" in metrics
+        assert "asyncnet_workers_serving 2\n" in metrics
+        per_worker = [line for line in metrics.splitlines() if line.startswith("asyncnet_worker_accepted{")]
+        assert sum(int(line.split()[-1]) for line in per_worker) == 5
+        assert json.loads(get("/status"))["workers"][0]["state"] == "ready"
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            get("/other")
+        with socket.create_connection(("127.0.0.1", port)) as silent:  # who says nothing hinders nobody
+            assert json.loads(get("/health"))["status"] == "ok"
+            silent.sendall(b"x" * 10000)
+            assert silent.recv(10) in (b"", b"HTTP/1.1 4")
+
+
+def test_reuse_port_gives_each_worker_a_listener(tmp_path: Path) -> None:
+    with running(tmp_path, reuse_port=True, workers=2) as master:
+        assert len({master.ask() for _ in range(100)}) == 2
+        master.reload()
+        wait_for(master.whole)
+        assert {master.ask() for _ in range(50)} <= set(master.workers())
+        port = master.addresses[0][1]
+        second = subprocess.run(
+            [sys.executable, "-c",
+             "from asyncnet import workers\n"
+             f"workers.run('app:main', workers=1, bind=['127.0.0.1:{port}'], reuse_port=True)"],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=10,
+            check=False,
+        )  # fmt: skip
+        assert "another program uses that port" in second.stderr  # it does not quietly take half of the clients
+
+
+def test_unix_sockets_and_those_of_systemd_are_handed_through(tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    with running(tmp_path, bind=[f"unix:{path}"]) as master:
+        master.reload()
+        wait_for(master.whole)
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(path)
+            sock.sendall(b"x")
+            assert int(sock.recv(100).split()[0]) in master.workers()
+    assert not os.path.exists(path)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        starter = (
+            "import os, sys\nos.dup2(int(sys.argv[1]), 3)\nos.set_inheritable(3, True)\n"
+            "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
+            "os.execv(sys.executable, [sys.executable, '-m', 'asyncnet', 'tcp', 'echo', '--bind', 'systemd',"
+            " '--workers', '2'])"
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", starter, str(listener.fileno())],
+            pass_fds=[listener.fileno()], env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            assert process.stderr is not None
+            assert process.stderr.readline() == f"listening on {address[0]}:{address[1]}\n"
+            with socket.create_connection(address, timeout=5) as sock:
+                sock.sendall(b"hello")
+                assert sock.recv(100) == b"hello"
+            process.terminate()
+            assert process.wait(10) == 0
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def test_a_second_master_with_the_same_pid_file_is_refused(tmp_path: Path) -> None:
+    with running(tmp_path) as master:
+        folder = tmp_path / "second"
+        folder.mkdir()
+        second = Running(folder, pid_file=master.pid_file)
+        try:
+            assert second.process.wait(5) == 1
+            assert f"belongs to the process {master.pid}, which runs" in second.log
+        finally:
+            kill(second)
+        master.ask()

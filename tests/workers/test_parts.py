@@ -1,0 +1,159 @@
+"""The parts of the supervisor without processes: addresses, the table, pid files, limits, arguments, other systems."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asyncnet import workers
+from asyncnet.errors import AddressError
+from asyncnet.workers import binding
+from asyncnet.workers.binding import Bind, Kind, Sharing, open_sockets
+from asyncnet.workers.board import Board
+from asyncnet.workers.pidfile import PidFile, read_pid
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+async def main(worker: workers.Worker) -> None:
+    worker.ready()
+
+
+@pytest.mark.parametrize(
+    ("text", "bind"),
+    [("127.0.0.1:80", Bind(Kind.TCP, ("127.0.0.1", 80))), ("tcp:[::1]:80", Bind(Kind.TCP, ("::1", 80))),
+     ("udp::69", Bind(Kind.UDP, ("", 69))), ("unix:/run/x", Bind(Kind.UNIX, path="/run/x")),
+     ("unix:@x", Bind(Kind.UNIX, path="@x")), ("fd:3", Bind(Kind.FD, fd=3)), ("systemd", Bind(Kind.SYSTEMD))],
+)  # fmt: skip
+def test_what_to_listen_on_is_parsed(text: str, bind: Bind) -> None:
+    assert Bind.parse(text) == bind
+
+
+@pytest.mark.parametrize("text", ["", "host", "unix:", "fd:x", "udp:1.2.3.4", "tcp:1.2.3.4:99999"])
+def test_malformed_addresses_are_refused(text: str) -> None:
+    with pytest.raises(AddressError):
+        Bind.parse(text)
+
+
+def opened(*texts: str, **options: Any) -> binding.Sockets:
+    given = {"workers": 2, "backlog": 10, "reuse_port": False, "udp": Sharing.EACH, "broadcast": False, **options}
+    return open_sockets([Bind.parse(text) for text in texts], **given)
+
+
+def test_every_seat_has_sockets_on_the_same_port_and_they_come_and_go() -> None:
+    sockets = opened("udp:127.0.0.1:0", workers=3)
+    try:
+        ports = {sock.getsockname() for seat in sockets.seats for sock in seat}
+        assert len(sockets.seats) == 3
+        assert len(ports) == 1
+        sockets.resize(4)
+        assert len(sockets.seats) == 4
+        gone = sockets.seats[3][0]
+        sockets.resize(1)
+        assert gone.fileno() == -1
+        assert sockets.addresses == [ports.pop()]
+    finally:
+        sockets.close()
+
+
+def test_an_empty_host_is_ipv4_and_ipv6_on_one_port() -> None:
+    for kind in ("udp", "tcp"):
+        sockets = opened(f"{kind}::0")
+        try:
+            assert len({address[1] for address in sockets.addresses}) == 1
+            assert {sock.family for sock in sockets.all} <= {socket.AF_INET, socket.AF_INET6}
+        finally:
+            sockets.close()
+
+
+def test_one_address_that_fails_leaves_no_socket_open(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="no address of this host"):
+        opened("127.0.0.1:0", f"unix:{tmp_path}/x", "udp:192.0.2.1:1")
+    assert not (tmp_path / "x").exists()
+
+
+def test_udp_for_each_worker_is_an_error_where_the_kernel_does_not_spread_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(OSError, match="does not spread datagrams"):
+        opened("udp:127.0.0.1:0")
+    opened("udp:127.0.0.1:0", workers=1).close()
+
+
+def test_a_system_without_fork_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "fork")
+    with pytest.raises(OSError, match="fork"):
+        workers.run(main, workers=2, bind=["127.0.0.1:0"])
+
+
+def test_recycling_by_memory_says_where_it_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(OSError, match="only Linux"):
+        workers.run(main, workers=2, recycle=workers.Recycle(memory=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"workers": 0}, "workers"), ({"workers": 257}, "at most 256"), ({"grace": -1}, "grace"),
+     ({"heartbeat": 0}, "heartbeat"), ({"boot_timeout": 0}, "boot_timeout"), ({"loop": "x"}, "loop"),
+     ({"udp": "some"}, "some"), ({"counters": ["a b"]}, "counters"), ({"counters": ["a", "a"]}, "different"),
+     ({"counters": [f"c{n}" for n in range(31)]}, "at most 30"), ({"backlog": 0}, "backlog"),
+     ({"recycle": workers.Recycle(connections=1), "counters": []}, "recycle.connections")],
+)  # fmt: skip
+def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        workers.run(main, **options)
+    with pytest.raises(ValueError, match="module:function"):
+        workers.run("module", workers=1)
+    with pytest.raises(TypeError, match="main"):
+        workers.run(None, workers=1)  # type: ignore[arg-type]  # that is the point
+
+
+@pytest.mark.parametrize("options", [{"age": 0}, {"connections": 0}, {"memory": -1}, {"jitter": 2}])
+def test_limits_of_recycling_are_checked(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        workers.Recycle(**options)
+
+
+def test_the_table_is_shared_with_a_child() -> None:
+    board = Board(["accepted", "active"])
+    try:
+        row = board.free_row()
+        row.clear(77, 1.0)
+        pid = os.fork()
+        if not pid:
+            row.write_beat(5.0)
+            row.write_counters({"accepted": 3, "unknown": 9})
+            board.write_owner(2, 77)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert row.beat == 5.0
+        assert row.counters() == {"accepted": 3, "active": 0}
+        assert board.owner(2) == 77
+        assert board.row_of(77) is row
+        assert board.free_row() is not row
+        row.clear(0, 0.0)
+        assert board.row_of(77) is None
+    finally:
+        board.close()
+
+
+def test_a_pid_file_is_locked_as_long_as_its_process_lives(tmp_path: Path) -> None:
+    path = str(tmp_path / "pid")
+    file = PidFile(path)
+    assert read_pid(path) == os.getpid()
+    with pytest.raises(OSError, match="belongs to the process"):
+        PidFile(path)
+    os.close(file.fd)
+    with pytest.raises(ValueError, match="no master runs"):
+        read_pid(path)
+    again = PidFile(path)
+    again.remove()
+    assert not os.path.exists(path)
+    Path(path).write_text("hello")
+    with pytest.raises(ValueError, match="is no pid file"):
+        read_pid(path)
