@@ -68,7 +68,7 @@ def echo_wrongly(sock: socket.socket, number: int) -> None:
 
 
 def load(*arguments: object, stdin: int = subprocess.DEVNULL) -> dict[str, Any]:
-    command = [str(native_tool("tcp_load")), *map(str, arguments)]
+    command = [str(native_tool("load")), *map(str, arguments)]
     done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, check=True, timeout=30)
     first, last = done.stdout.splitlines()
     assert first == "measuring"
@@ -123,7 +123,7 @@ def test_connections_are_held_and_trickle() -> None:
             got.release()
 
     with tcp_server(serve) as port:
-        command = [str(native_tool("tcp_load")), "hold", "127.0.0.1", str(port), "5", "0.01", "0"]
+        command = [str(native_tool("load")), "hold", "127.0.0.1", str(port), "5", "0.01", "0"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "measuring\n"
@@ -144,7 +144,7 @@ def test_a_connection_that_was_closed_comes_back() -> None:
             sock.recv(1)
 
     with tcp_server(serve) as port:
-        command = [str(native_tool("tcp_load")), "hold", "127.0.0.1", str(port), "1", "0", "0.01"]
+        command = [str(native_tool("load")), "hold", "127.0.0.1", str(port), "1", "0", "0.01"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
             assert again.wait(10)
             result = json.loads(holder.communicate()[0].splitlines()[-1])
