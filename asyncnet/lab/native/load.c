@@ -155,7 +155,7 @@ static int take_datagram(struct connection *c, uint32_t index) {
     if (size >= 8 && n >= 8) memcpy(&mark, answer, 8);
     if ((size_t)n == size && size >= 8 && mark >> 40 == index && (mark & 0xffffffffff) <= c->number) {
         if ((mark & 0xffffffffff) == c->answered) doubled++;
-        else if (mark == ((uint64_t)index << 40 | (c->number & 0xffffffffff))) wrong++;
+        else if (c->busy && (mark & 0xffffffffff) == c->number) wrong++;
         else late++;
     } else wrong++;
     return 0;
@@ -211,7 +211,7 @@ static void finish(struct connection *c, uint32_t index, uint64_t now) {
 static void find_lost(struct connection *all, int count, uint64_t now) {
     for (int i = 0; i < count; i++) {
         struct connection *c = &all[i];
-        if (!c->busy || now - c->started_at < (uint64_t)(RESEND * 1e9)) continue;
+        if (!c->busy || now < c->started_at + (uint64_t)(RESEND * 1e9)) continue; /* it may be younger than now */
         lost++;
         if (rate > 0) finish(c, (uint32_t)i, now);
         else start(c, (uint32_t)i, now, now);
@@ -551,7 +551,7 @@ static int take_packets(struct download *d, uint64_t now) {
 /* A client that hears nothing for a second asks again. */
 static void send_again(struct download *all, int count, uint64_t now) {
     for (int i = 0; i < count; i++)
-        if (!all[i].over && now - all[i].sent_at > CLIENT_RESEND) {
+        if (!all[i].over && now > all[i].sent_at + CLIENT_RESEND) {
             resent++;
             send_last(&all[i], now);
         }
