@@ -326,15 +326,15 @@ static int run_hold(int count, double interval, double retry) {
             uint32_t index = events[i].data.u32;
             struct connection *c = &all[index];
             int lost = 0;
-            if (events[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP)) {
-                ssize_t n = recv(c->fd, answer, sizeof answer, 0);
-                lost = n == 0 || (n < 0 && errno != EAGAIN);
-            }
-            if (!lost && events[i].events & EPOLLOUT && !c->connected) {
+            if (events[i].events & EPOLLOUT && !(events[i].events & EPOLLERR) && !c->connected) {
                 c->connected = 1;
                 connected++;
                 settled++;
                 watch(c, index, 0);
+            }
+            if (events[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP)) {
+                ssize_t n = recv(c->fd, answer, sizeof answer, 0);
+                lost = n == 0 || (n < 0 && errno != EAGAIN);
             }
             if (lost) {
                 if (c->connected) closed_by_server++, connected--;
