@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: setup demo test check bench peers clean
+.PHONY: setup demo test test-long check bench peers clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,10 @@ peers:
 
 test: setup peers
 	$(BIN)/python -m pytest
+
+# The proofs that take minutes.
+test-long: setup peers
+	$(BIN)/python -m pytest -m long
 
 check: setup
 	$(BIN)/ruff check .

@@ -59,7 +59,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--idle", type=positive_int, metavar="N",
                         help=f"connections that the idle workload holds open (default: {DEFAULTS.idle})")  # fmt: skip
     parser.add_argument("--attempts", type=positive_int, metavar="N",
-                        help=f"times that a run is made while it is INVALID (default: {DEFAULTS.attempts})")  # fmt: skip
+                        help=f"times that an INVALID run is made (default: {DEFAULTS.attempts})")  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run, with the environment, to FILE")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with charts to FILE")
     parser.add_argument("--baseline", type=Path, metavar="FILE",
@@ -94,6 +94,7 @@ def _settings(arguments: argparse.Namespace) -> tuple[Settings, list[str]]:
     names = ("clients", "size", "seconds", "rounds", "idle", "attempts", "protocol", "against", "python_load")
     given = {name: value for name in names if (value := getattr(arguments, name)) not in (None, False)}
     settings = attrs.evolve(settings, engines=engines, **given)
+    settings = attrs.evolve(settings, warm_up=min(settings.warm_up, settings.seconds))
     if settings.protocol != "tftp" and settings.size > (65507 if settings.protocol == "udp" else 1 << 20):
         raise ValueError(f"--size {settings.size}: at most 65507 bytes over UDP, and 1048576 over TCP")
     workloads_of(settings)

@@ -90,7 +90,9 @@ def _rounds(then: dict[str, Any], engine: str, workload: str, metric: str) -> di
 
 def _floor(then: dict[str, Any], workload: str, metric: str) -> float:
     settings = then["settings"]
-    base = Settings(engines=tuple(settings["engines"]), protocol=settings["protocol"], against=settings["against"]).baseline
+    base = Settings(
+        engines=tuple(settings["engines"]), protocol=settings["protocol"], against=settings["against"]
+    ).baseline
     return noise_floor(_rounds(then, AGAIN, workload, metric), _rounds(then, base, workload, metric))
 
 

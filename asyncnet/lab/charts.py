@@ -61,7 +61,9 @@ def bars(rows: Sequence[Bar], unit: str, description: str) -> str:
         x = _LABEL + share * top * scale
         parts.append(f'<line class="grid" x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{height - 22}"/>')
         if share in (0.0, 0.5, 1.0):
-            parts.append(f'<text class="axis" x="{x:.1f}" y="{height - 6}" text-anchor="middle">{_tick(share * top)}</text>')
+            parts.append(
+                f'<text class="axis" x="{x:.1f}" y="{height - 6}" text-anchor="middle">{_tick(share * top)}</text>'
+            )
     parts.append(f'<text class="axis" x="{_WIDTH}" y="{height - 6}" text-anchor="end">{escape(unit)}</text>')
     for i, row in enumerate(rows):
         y, x = i * _ROW, float(_LABEL)
@@ -74,7 +76,9 @@ def bars(rows: Sequence[Bar], unit: str, description: str) -> str:
         end = x
         if row.interval is not None:
             low, high = _LABEL + row.interval.low * scale, _LABEL + row.interval.high * scale
-            parts.append(f'<path class="whisker" d="M{low:.1f} {y + 13}H{high:.1f}M{low:.1f} {y + 9}v8M{high:.1f} {y + 9}v8"/>')
+            parts.append(
+                f'<path class="whisker" d="M{low:.1f} {y + 13}H{high:.1f}M{low:.1f} {y + 9}v8M{high:.1f} {y + 9}v8"/>'
+            )
             end = max(end, high)
         parts.append(f'<text class="value" x="{end + 7:.1f}" y="{y + 17}">{escape(row.text)}</text></g>')
     return "".join([*parts, "</svg>"])
@@ -102,7 +106,7 @@ def curves(all_curves: Sequence[Curve], places: Sequence[str], unit: str) -> lis
         return "M" + "L".join(point(i, value) for i, value in enumerate(curve.values) if value > 0)
 
     grid = "".join(
-        f'<line class="grid" x1="34" y1="{_y(10.0**k, low, high):.1f}" x2="{_SMALL_WIDTH - 14}" y2="{_y(10.0**k, low, high):.1f}"/>'
+        f'<path class="grid" d="M34 {_y(10.0**k, low, high):.1f}H{_SMALL_WIDTH - 14}"/>'
         f'<text class="axis" x="30" y="{_y(10.0**k, low, high) + 4:.1f}" text-anchor="end">{10.0**k:g}</text>'
         for k in range(low, high + 1)
     )
@@ -113,9 +117,11 @@ def curves(all_curves: Sequence[Curve], places: Sequence[str], unit: str) -> lis
     )
     behind = "".join(f'<path class="other" d="{path(curve)}"/>' for curve in all_curves)
     return [
-        f'<figure><figcaption>{escape(curve.label)}</figcaption><svg viewBox="0 0 {_SMALL_WIDTH} {_SMALL_HEIGHT}" role="img" '
+        f"<figure><figcaption>{escape(curve.label)}</figcaption>"
+        f'<svg viewBox="0 0 {_SMALL_WIDTH} {_SMALL_HEIGHT}" role="img" '
         f'aria-label="{escape(curve.label)}: {escape(_spoken(curve, places, unit))}">'
-        f'<title>{escape(_spoken(curve, places, unit))}</title>{grid}{names}{behind}<path class="mine" d="{path(curve)}"/></svg></figure>'
+        f"<title>{escape(_spoken(curve, places, unit))}</title>{grid}{names}{behind}"
+        f'<path class="mine" d="{path(curve)}"/></svg></figure>'
         for curve in all_curves
     ]
 

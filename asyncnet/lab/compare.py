@@ -1,9 +1,9 @@
 """Every engine, every workload, round by round, with a thermometer between.
 
-A block is one workload on every engine once, in random order, each in a fresh process; beside them run the echo server in
-C, which is the ceiling, and the baseline a second time, which shows the noise. The thermometer is the server in C under
-the same closed loop before and after each block: when it has moved, the machine was not the same for all of the block,
-and the block is measured again, and INVALID if it moves again.
+A block is one workload on every engine once, in random order, each in a fresh process; beside them run the echo
+server in C, which is the ceiling, and the baseline a second time, which shows the noise. The thermometer is the
+server in C under the same closed loop before and after each block: when it has moved, the machine was not the same
+for all of the block, and the block is measured again, and INVALID if it moves again.
 """
 
 from __future__ import annotations

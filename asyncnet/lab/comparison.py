@@ -23,7 +23,7 @@ class Summary:
     engine: str
     workload: str
     values: Mapping[str, Interval]
-    """The median of the rounds that count with its interval, for each figure; of those that are INVALID where none counts."""
+    """The median of the rounds that count with its interval, for each figure; of the INVALID ones where none counts."""
     ratios: Mapping[str, Ratio]
     """Against the baseline, for each figure."""
     of_ceiling: float | None
@@ -128,13 +128,14 @@ class Comparison:
     def to_json(self) -> str:
         """Return settings, environment, every run and the summaries as JSON; times in seconds, memory in bytes."""
         whole = attrs.asdict(self, value_serializer=_plain)
-        whole["summaries"] = [attrs.asdict(summary, value_serializer=_plain) for summary in self.summaries()]
+        whole["summaries"] = []
+        for summary in self.summaries():
+            found = attrs.asdict(summary)
+            for name, ratio in summary.ratios.items():
+                found["ratios"][name]["verdict"] = ratio.verdict.value
+            whole["summaries"].append(found)
         return json.dumps(whole, indent=1)
 
 
 def _plain(instance: object, attribute: object, value: Any) -> Any:
-    if isinstance(value, Ratio):
-        return attrs.asdict(value) | {"verdict": value.verdict.value}
-    if isinstance(value, float) and value == float("inf"):
-        return None
-    return value
+    return None if isinstance(value, float) and value == float("inf") else value  # JSON has no infinity

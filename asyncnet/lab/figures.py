@@ -1,8 +1,8 @@
 """What may be said about figures that differ from run to run.
 
-Two engines are compared round by round: what slows the machine slows both of a pair. The median of the ratios counts, and
-a bootstrap over the rounds gives its 95 % interval. An interval of few rounds is honest about those rounds only, so a
-difference must also be larger than what two measurements of the same engine differ by: the noise floor, which a
+Two engines are compared round by round: what slows the machine slows both of a pair. The median of the ratios counts,
+and a bootstrap over the rounds gives its 95 % interval. An interval of few rounds is honest about those rounds only,
+so a difference must also be larger than what two measurements of the same engine differ by: the noise floor, which a
 second measurement of the baseline in each round shows (A/A).
 """
 
@@ -18,7 +18,16 @@ from typing import Final
 
 import attrs
 
-__all__ = ["LEAST_FLOOR", "Interval", "Ratio", "Verdict", "bootstrap_median", "noise_floor", "paired_ratio", "two_samples"]
+__all__ = [
+    "LEAST_FLOOR",
+    "Interval",
+    "Ratio",
+    "Verdict",
+    "bootstrap_median",
+    "noise_floor",
+    "paired_ratio",
+    "two_samples",
+]
 
 LEAST_FLOOR: Final = 0.02
 """A difference below 2 % is never called one."""

@@ -1,4 +1,4 @@
-"""The load generator in a process of its own: in C where there is a compiler, in Python elsewhere, with the same result."""
+"""The load generator in a process of its own: in C where there is a compiler, in Python elsewhere."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The load generator where there is no C compiler: ``python -m asyncnet.lab.load MODE HOST PORT ...``.
 
-Its arguments, and the JSON that it prints, are those at the top of ``native/load.c``. It is slower than the servers that
-it measures, so the rates are its own limit: every table says "client-limited". `asyncnet.lab.holding` has the modes
-``hold`` and ``stall``, `asyncnet.lab.transfers` has ``tftp``.
+Its arguments, and the JSON that it prints, are those at the top of ``native/load.c``. It is slower than the servers
+that it measures, so the rates are its own limit: every table says "client-limited". `asyncnet.lab.holding` has the
+modes ``hold`` and ``stall``, `asyncnet.lab.transfers` has ``tftp``.
 """
 
 from __future__ import annotations

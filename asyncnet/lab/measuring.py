@@ -18,7 +18,16 @@ import attrs
 from asyncnet import compat
 from asyncnet.lab.generator import echo_server, loading, run_load, write_file
 from asyncnet.lab.model import AGAIN, CEILING, Run, Settings, Workload
-from asyncnet.lab.processes import Cpu, ServerProcess, cores, cpu_of, kernel_tcp_bytes, memory_of, started, stolen_seconds
+from asyncnet.lab.processes import (
+    Cpu,
+    ServerProcess,
+    cores,
+    cpu_of,
+    kernel_tcp_bytes,
+    memory_of,
+    started,
+    stolen_seconds,
+)
 
 __all__ = ["measure", "run_of_result", "why_invalid"]
 
@@ -95,11 +104,25 @@ def _arguments(server: ServerProcess, workload: Workload, clients: int, settings
     mode = {"slow": "echo", "stop": "churn", "idle": "echo"}.get(workload.mode, workload.mode)
     end = ["close"] if mode == "churn" else []
     window = max(0.05, min(0.5, settings.warm_up / 4))
-    return [mode, *where, clients, workload.size, settings.warm_up, settings.seconds, *end, f"steady={window}", *options]
+    return [
+        mode,
+        *where,
+        clients,
+        workload.size,
+        settings.warm_up,
+        settings.seconds,
+        *end,
+        f"steady={window}",
+        *options,
+    ]
 
 
 def _loaded(
-    engine: str, workload: Workload, number: int, settings: Settings, beside: Callable[[ServerProcess], Any] | None = None
+    engine: str,
+    workload: Workload,
+    number: int,
+    settings: Settings,
+    beside: Callable[[ServerProcess], Any] | None = None,
 ) -> Run:
     """Load a server, and tell what a request costs."""
     clients, notes = _clients(engine, workload, settings)

@@ -46,10 +46,10 @@ class Settings:
     """Connections at once in the main workload."""
     size: int = 1000
     """Bytes of a message; of a file for TFTP."""
-    seconds: float = 2.0
+    seconds: float = 1.5
     """Length of one measurement."""
     rounds: int = 5
-    warm_up: float = 2.0
+    warm_up: float = 1.0
     """Seconds of load before each measurement at most; it ends as soon as the rate is steady."""
     workloads: tuple[str, ...] = ()
     """Names; none for all of the protocol."""

@@ -46,12 +46,13 @@ _PERCENTILES: Final = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"
 def format_html(comparison: Comparison) -> str:
     """Return the page."""
     where = comparison.environment
+    machine = escape(f"{where.get('cpu')}, {where.get('cores')} cores, Linux {where.get('kernel')}")
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>asyncnet compare</title><style>{_STYLE}</style></head><body>",
         f"<h1>One handler on every engine</h1><p class=soft>{escape(title_of(comparison))}</p>",
-        f"<p class=soft>{escape(str(where.get('cpu')))}, {where.get('cores')} cores, Linux {escape(str(where.get('kernel')))}, "
+        f"<p class=soft>{machine}, "
         f"Python {escape(str(where.get('python')))}, {escape(str(where.get('time')))}. Loopback: system calls and "
         "scheduling are compared, not a network.</p>",
         *_charts(comparison),
@@ -75,13 +76,14 @@ def _charts(comparison: Comparison) -> Iterator[str]:
     yield from _bars(
         comparison, main, "Throughput",
         f"Requests per second, {main.title}; the whisker is the 95 % interval. More is better.",
-        lambda s: Bar(s.engine, (s.values[rate.name].median,), f"{s.values[rate.name].median:,.0f}", s.values[rate.name]),
+        _rate_bar,
         rate.name, "requests/s",
     )  # fmt: skip
     yield from _bars(
         comparison, main, "CPU for each request",
         "Microseconds of the server's processor, its children included: "
-        '<span class=key><span style="background:var(--a)"></span>user<span style="background:var(--b)"></span>system</span>. '
+        '<span class=key><span style="background:var(--a)"></span>user'
+        '<span style="background:var(--b)"></span>system</span>. '
         "Less is better, and this figure is the server's own, whatever the load generator can do.",
         _cpu_bar, "cpu", "µs",
     )  # fmt: skip
@@ -90,10 +92,20 @@ def _charts(comparison: Comparison) -> Iterator[str]:
     if idle is not None:
         yield from _bars(
             comparison, idle, "Memory for each connection",
-            f"KiB of proportional memory (PSS) by which a server grows with each connection, {idle.title}. Less is better.",
-            lambda s: Bar(s.engine, (s.values["memory"].median / 1024,), METRICS["memory"].show(s.values["memory"].median)),
+            f"KiB of memory (PSS) by which a server grows with each connection, {idle.title}. Less is better.",
+            _memory_bar,
             "memory", "KiB",
         )  # fmt: skip
+
+
+def _rate_bar(summary: Summary) -> Bar:
+    found = summary.values["requests_per_second"]
+    return Bar(summary.engine, (found.median,), f"{found.median:,.0f}", found)
+
+
+def _memory_bar(summary: Summary) -> Bar:
+    found = summary.values["memory"].median
+    return Bar(summary.engine, (found / 1024,), METRICS["memory"].show(found))
 
 
 def _cpu_bar(summary: Summary) -> Bar:
@@ -102,7 +114,8 @@ def _cpu_bar(summary: Summary) -> Bar:
 
 
 def _bars(
-    comparison: Comparison, workload: Workload, title: str, text: str, row: Callable[[Summary], Bar], metric: str, unit: str
+    comparison: Comparison, workload: Workload, title: str, text: str, row: Callable[[Summary], Bar], metric: str,
+    unit: str,
 ) -> Iterator[str]:  # fmt: skip
     found = [summary for summary in comparison.summaries(workload.name) if metric in summary.values]
     if not found:
@@ -131,19 +144,27 @@ def _latencies(comparison: Comparison) -> Iterator[str]:
         drawn = curves(all_curves, [_PERCENTILES[name] for name in places], "ms")
         if drawn:
             yield (
-                f"<h2>Latency at the same load</h2><p class=soft>{escape(workload.title)}. Milliseconds, logarithmic, from "
-                "the moment at which a request was to be sent; the others are grey. Lower is better.</p>"
+                f"<h2>Latency at the same load</h2><p class=soft>{escape(workload.title)}. Milliseconds, logarithmic, "
+                "from the moment at which a request was to be sent; the others are grey. Lower is better.</p>"
                 f"<div class='chart small'>{''.join(drawn)}</div>"
             )
 
 
 def _table(comparison: Comparison, workload: Workload) -> str:
     closed = not workload.rate and workload.mode in ("echo", "udp", "churn", "tftp")
-    names = [*(["requests_per_second"] if closed else []), *(["cpu", "cpu_user", "cpu_system"] if closed or workload.rate else [])]
+    names = [
+        *(["requests_per_second"] if closed else []),
+        *(["cpu", "cpu_user", "cpu_system"] if closed or workload.rate else []),
+    ]
     names = list(dict.fromkeys([*names, *COLUMNS[workload.mode]]))
     judged = "requests_per_second" if closed else "p99" if workload.rate else None
     head = "".join(f"<th>{escape(METRICS[name].heading)}</th>" for name in names)
-    more = f"<th>{'% of C</th><th>' if closed else ''}{escape(METRICS[judged].heading)} to {escape(comparison.settings.baseline)}</th>" if judged else ""
+    more = (
+        f"<th>{'% of C</th><th>' if closed else ''}{escape(METRICS[judged].heading)} to "
+        f"{escape(comparison.settings.baseline)}</th>"
+        if judged
+        else ""
+    )
     rows = []
     marks = {name: best_and_worst(comparison, workload.name, name) for name in names}
     for summary in comparison.summaries(workload.name):
@@ -163,7 +184,8 @@ def _table(comparison: Comparison, workload: Workload) -> str:
                      f"<td class=bad>{'error' if summary.errors else 'INVALID'}</td>")  # fmt: skip
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
-        f"<h3>{escape(workload.title)}</h3><div class=scroll><table><thead><tr><th>engine</th>{head}{more}<th>failed</th></tr></thead>"
+        f"<h3>{escape(workload.title)}</h3><div class=scroll><table>"
+        f"<thead><tr><th>engine</th>{head}{more}<th>failed</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 

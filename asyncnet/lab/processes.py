@@ -15,7 +15,17 @@ import attrs
 
 from asyncnet.addresses import parse_address
 
-__all__ = ["Cpu", "ServerProcess", "cores", "cpu_of", "kernel_tcp_bytes", "memory_of", "pin", "started", "stolen_seconds"]
+__all__ = [
+    "Cpu",
+    "ServerProcess",
+    "cores",
+    "cpu_of",
+    "kernel_tcp_bytes",
+    "memory_of",
+    "pin",
+    "started",
+    "stolen_seconds",
+]
 
 START_WITHIN: Final = 15.0
 STOP_WITHIN: Final = 10.0
@@ -166,7 +176,7 @@ def cpu_of(pid: int) -> Cpu | None:
 
 
 def memory_of(pid: int) -> int | None:
-    """Return the proportional memory (PSS) of a server and its children in bytes; None where the system does not tell."""
+    """Return the memory (PSS) of a server and its children in bytes; None where the system does not tell."""
     total = 0
     for member in tree_of(pid):
         try:

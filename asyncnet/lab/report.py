@@ -45,10 +45,12 @@ def format_table(comparison: Comparison, *, colour: bool = False) -> str:
 
     Args:
         comparison: what was measured.
-        colour: mark the best green and the worst red, for a terminal; otherwise by ``+`` and ``-``, which stand in both.
+        colour: mark the best green and the worst red, for a terminal; ``+`` and ``-`` stand in both.
     """
     parts = [title_of(comparison)]
-    parts += [_table(comparison, workload, colour) for workload in comparison.workloads if _was_run(comparison, workload)]
+    parts += [
+        _table(comparison, workload, colour) for workload in comparison.workloads if _was_run(comparison, workload)
+    ]
     notes = notes_of(comparison)
     return "\n\n".join([*parts, *(["\n".join(_wrapped(note) for note in notes)] if notes else [])])
 
@@ -80,7 +82,7 @@ def _table(comparison: Comparison, workload: Workload, colour: bool) -> str:
     for summary in summaries:
         row = ""
         for i, column in enumerate(columns):
-            best, worst = marks.get(column.metric, (None, None))
+            best, worst = marks.get(column.metric or "", (None, None))
             mark = "+" if summary.engine == best else "-" if summary.engine == worst else " "
             text = column.cell(summary)
             padded = _padded(text if column.metric is None else f"{text}{mark}", column, i)
@@ -166,14 +168,16 @@ def best_and_worst(comparison: Comparison, workload: str, metric: str) -> tuple[
 
 
 def notes_of(comparison: Comparison) -> list[str]:
-    """Return what a reader must know beside the figures: limits, errors, and each run that is INVALID with its reason."""
+    """Return what a reader must know beside the figures: limits, errors, and each INVALID run with its reason."""
     notes = []
     if comparison.environment.get("load_generator") == "python":
         why = comparison.environment.get("no_compiler") or "it was asked for"
         notes.append(f"client-limited: the load generator is a Python process ({why}); compare the CPU, not the rates")
     main = MAIN[comparison.settings.protocol]
     by_main = {summary.engine: summary for summary in comparison.summaries(main)}
-    busy = [name for name, summary in by_main.items() if (found := summary.values.get("load_busy")) and found.median > 0.9]
+    busy = [
+        name for name, summary in by_main.items() if (found := summary.values.get("load_busy")) and found.median > 0.9
+    ]
     if busy:
         notes.append(f"{main}: the generator used over 90 % of its core with {', '.join(busy)}: at least this rate")
     floor = comparison.floor(main, "requests_per_second")

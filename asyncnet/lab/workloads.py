@@ -49,8 +49,8 @@ def _tcp(settings: Settings) -> list[Workload]:
                  size=64, rate=500),
         Workload("stall", "write-heavy: 20 readers that stall, 8 MiB owed to each", "stall", "bulk", clients=20,
                  size=8 << 20, rounds=2),
-        Workload("stop", "SIGTERM under load: 50 connections at once, one for each request", "stop", clients=50, size=64,
-                 rounds=2),
+        Workload("stop", "SIGTERM under load: 50 connections at once, one for each request", "stop", clients=50,
+                 size=64, rounds=2),
     ]  # fmt: skip
 
 

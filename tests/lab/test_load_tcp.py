@@ -15,7 +15,6 @@ import pytest
 
 from asyncnet.lab.native import native_tool
 
-
 Serve = Callable[[socket.socket, int], object]
 
 

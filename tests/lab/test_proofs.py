@@ -117,7 +117,7 @@ def test_an_engine_that_cannot_run_is_an_error_in_its_row() -> None:
                         attempts=1)  # fmt: skip
     result = compare(settings)
     assert not result.ok
-    assert "no-such-engine" in (result.runs[0].error or "")
+    assert "no-such-engine" in next(run.error for run in result.runs if run.error is not None)
     assert "there is no engine 'no-such-engine'" in format_table(result)
 
 
