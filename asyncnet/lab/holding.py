@@ -73,6 +73,10 @@ def run_hold(address: tuple[str, int], count: int, interval: float, retry: float
                 for key, mask in selector.select(_TURN):
                     sock = key.fileobj
                     assert isinstance(sock, socket.socket)
+                    if sock not in due and mask & selectors.EVENT_WRITE and not _failed(sock):
+                        connecting -= 1
+                        due[sock] = time.monotonic() + interval * len(due) / count
+                        selector.modify(sock, selectors.EVENT_READ, key.data)
                     fresh = sock not in due
                     if _is_lost(sock, mask):
                         counts["refused" if fresh else "closed"] += 1
@@ -81,10 +85,6 @@ def run_hold(address: tuple[str, int], count: int, interval: float, retry: float
                         due.pop(sock, None)
                         sock.close()
                         absent.append(time.monotonic() + retry)
-                    elif fresh and mask & selectors.EVENT_WRITE:
-                        connecting -= 1
-                        due[sock] = time.monotonic() + interval * len(due) / count
-                        selector.modify(sock, selectors.EVENT_READ, key.data)
                 now = time.monotonic()
                 if not told and (not connecting or now - begun > _CONNECT_WITHIN):
                     told = True
@@ -106,13 +106,17 @@ def run_hold(address: tuple[str, int], count: int, interval: float, retry: float
 
 def _is_lost(sock: socket.socket, mask: int) -> bool:
     if not mask & selectors.EVENT_READ:
-        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+        return _failed(sock)
     try:
         return not sock.recv(65536)
     except BlockingIOError:
         return False
     except OSError:
         return True
+
+
+def _failed(sock: socket.socket) -> bool:
+    return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
 
 def _trickle(due: dict[socket.socket, float], now: float, interval: float) -> int:

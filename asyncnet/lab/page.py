@@ -22,14 +22,14 @@ _STYLE: Final = """
 @media(prefers-color-scheme:dark){:root{--ink:#e6eaf2;--soft:#9aa5b8;--line:#333c4c;--paper:#12161d;--card:#1a2029;
 --a:#6ea1ff;--b:#34568f;--good:#5fd38d;--bad:#ff8a80;--grey:#465064}}
 *{box-sizing:border-box}body{margin:0 auto;max-width:70rem;padding:1.2rem;background:var(--paper);color:var(--ink);
-font:16px/1.5 system-ui,sans-serif}h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2rem 0 .3rem}
+font:16px/1.5 system-ui,sans-serif}h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.2rem;margin:2rem 0 .3rem}h3{font-size:1rem;margin:1.4rem 0 .3rem}
 p{margin:.3rem 0;max-width:48rem}.soft,figcaption{color:var(--soft)}svg{width:100%;height:auto;display:block}
 .chart{background:var(--card);border-radius:.6rem;padding:1rem;margin:.6rem 0}text{fill:var(--ink);font-size:13px}
 .axis{fill:var(--soft);font-size:10.5px}.grid{stroke:var(--line)}.part0{fill:var(--a)}.part1{fill:var(--b)}
 .faint .part0{fill:var(--grey)}.faint text{fill:var(--soft)}.strong text{font-weight:700}
 .whisker{stroke:var(--ink);fill:none;stroke-width:1.4}.other{stroke:var(--grey);fill:none;stroke-width:1}
 .mine{stroke:var(--a);fill:none;stroke-width:2.6}.small{display:grid;gap:.8rem;
-grid-template-columns:repeat(auto-fill,minmax(160px,1fr))}figure{margin:0}figcaption{font-size:.85rem;font-weight:600}
+grid-template-columns:repeat(auto-fill,minmax(210px,1fr))}figure{margin:0}figcaption{font-size:.85rem;font-weight:600}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.85rem;width:100%}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}
 th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}th{color:var(--soft)}

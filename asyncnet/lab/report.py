@@ -155,11 +155,11 @@ def spoken_ratio(ratio: Ratio | None) -> str:
 
 
 def best_and_worst(comparison: Comparison, workload: str, metric: str) -> tuple[str | None, str | None]:
-    """Return the engines with the best and the worst figure; neither where fewer than two have it, or all are equal."""
+    """Return the engines with the best and the worst figure that counts; neither where fewer than two differ."""
     found = {
         summary.engine: summary.values[metric].median
         for summary in comparison.summaries(workload)
-        if metric in summary.values and summary.engine != CEILING
+        if metric in summary.values and summary.rounds and summary.engine != CEILING
     }
     if len(found) < 2 or min(found.values()) == max(found.values()):
         return None, None

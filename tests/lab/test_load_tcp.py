@@ -166,8 +166,8 @@ def test_the_echo_server_echoes(generator: list[str]) -> None:
 def test_an_open_loop_sends_what_is_offered(generator: list[str]) -> None:
     with tcp_server(echo) as port:
         for arrivals in ("constant", "poisson"):
-            result = load(generator, "echo", "127.0.0.1", port, 10, 100, 0, 1, "rate=300", f"arrivals={arrivals}")
-            assert 240 < result["requests"] + result["waiting"] < 360
+            result = load(generator, "echo", "127.0.0.1", port, 10, 100, 0, 0.6, "rate=500", f"arrivals={arrivals}")
+            assert 230 < result["requests"] + result["waiting"] < 370
             assert sum(count for _, count in result["histogram"]) == result["requests"]
             assert result["closed"] == result["wrong"] == 0
 
