@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -108,7 +110,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         if path is not None:
             with path.open("a"):  # an unwritable file is known before the measurement, not after
                 pass
-    result = compare(settings, progress=terminal_progress())
+    with _ended_by_sigterm(terminal_progress()) as progress:
+        result = compare(settings, progress=progress)
     print(format_table(result, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
     print(*missing, sep="\n" if missing else "", end="\n" if missing else "")
     if arguments.json is not None:
@@ -121,6 +124,23 @@ def _compare(arguments: argparse.Namespace) -> int:
         worse = any(change.is_regression for change in changes)
         print("\n" + format_changes(changes, arguments.baseline))
     return 0 if result.ok and not worse else 1
+
+
+@contextmanager
+def _ended_by_sigterm(show: Callable[[Progress], None]) -> Iterator[Callable[[Progress], None]]:
+    """Yield a callback that ends the comparison after SIGTERM, between two measurements: no server is left behind."""
+    told: list[int] = []
+
+    def progress(progress: Progress) -> None:
+        if told:
+            raise SystemExit(128 + told[0])
+        show(progress)
+
+    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+    try:
+        yield progress
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def terminal_progress() -> Callable[[Progress], None]:

@@ -22,7 +22,8 @@ _STYLE: Final = """
 @media(prefers-color-scheme:dark){:root{--ink:#e6eaf2;--soft:#9aa5b8;--line:#333c4c;--paper:#12161d;--card:#1a2029;
 --a:#6ea1ff;--b:#34568f;--good:#5fd38d;--bad:#ff8a80;--grey:#465064}}
 *{box-sizing:border-box}body{margin:0 auto;max-width:70rem;padding:1.2rem;background:var(--paper);color:var(--ink);
-font:16px/1.5 system-ui,sans-serif}h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.2rem;margin:2rem 0 .3rem}h3{font-size:1rem;margin:1.4rem 0 .3rem}
+font:16px/1.5 system-ui,sans-serif}h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.2rem;margin:2rem 0 .3rem}
+h3{font-size:1rem;margin:1.4rem 0 .3rem}
 p{margin:.3rem 0;max-width:48rem}.soft,figcaption{color:var(--soft)}svg{width:100%;height:auto;display:block}
 .chart{background:var(--card);border-radius:.6rem;padding:1rem;margin:.6rem 0}text{fill:var(--ink);font-size:13px}
 .axis{fill:var(--soft);font-size:10.5px}.grid{stroke:var(--line)}.part0{fill:var(--a)}.part1{fill:var(--b)}

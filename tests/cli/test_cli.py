@@ -245,8 +245,8 @@ def test_compare_prints_a_row_per_engine_and_writes_json(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     rows = [line.split() for line in done.stdout.splitlines()]
-    assert [row[0] for row in rows[3:5]] == ["asyncio", "epoll"]
-    assert all(row[-1] in ("0", "INVALID") for row in rows[3:5])  # INVALID: this machine does other work too
+    assert [row[0] for row in rows[4:6]] == ["asyncio", "epoll"]
+    assert all(row[-1] in ("0", "INVALID") for row in rows[4:6])  # INVALID: this machine does other work too
     data = json.loads((tmp_path / "out.json").read_text())
     assert {"asyncio", "epoll"} <= {run["engine"] for run in data["runs"]}
     assert all(run["failures"] == 0 and run["requests"] > 0 for run in data["runs"])

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +21,7 @@ from asyncnet.lab import Comparison, Progress, Run, Settings, Workload, compare,
 from asyncnet.lab import compare as compare_function
 from asyncnet.lab.measuring import why_invalid
 from asyncnet.lab.model import AGAIN, CEILING
+from asyncnet.lab.processes import tree_of
 
 Measure = Callable[[str, Workload, int, Settings], Run]
 ENGINES = ("asyncio", "epoll", "asyncnet")
@@ -236,6 +240,22 @@ def test_a_mistake_is_told_in_a_line(words: list[str], said: str, capsys: pytest
     assert said in output.err
     assert len(output.err.splitlines()) == 1
     assert not output.out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are found by /proc")
+def test_sigterm_leaves_no_server_behind() -> None:
+    command = [sys.executable, "-m", "asyncnet", "compare", "--engines", "epoll", "--workloads", "echo"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while not (family := tree_of(process.pid)[1:]) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert family
+    finally:
+        process.terminate()
+        process.wait(20)
+    assert process.returncode == 143
+    assert not [pid for pid in family if Path(f"/proc/{pid}").exists()]
 
 
 def test_the_python_generator_is_said_in_every_table() -> None:
