@@ -61,9 +61,9 @@ asyncnet.compat.engines
 asyncnet.compat
 asyncnet.lab.native asyncnet.lab.model asyncnet.lab.metrics asyncnet.lab.figures
 asyncnet.lab.histogram asyncnet.lab.schedule
-asyncnet.lab.processes asyncnet.lab.workloads asyncnet.lab.holding asyncnet.lab.transfers asyncnet.lab.servers
-asyncnet.lab.generator asyncnet.lab.environment asyncnet.lab.comparison asyncnet.lab.load
-asyncnet.lab.measuring asyncnet.lab.report asyncnet.lab.charts asyncnet.lab.baseline
+asyncnet.lab.processes asyncnet.lab.workloads asyncnet.lab.holding asyncnet.lab.servers
+asyncnet.lab.transfers asyncnet.lab.generator asyncnet.lab.environment asyncnet.lab.comparison
+asyncnet.lab.load asyncnet.lab.measuring asyncnet.lab.report asyncnet.lab.charts asyncnet.lab.baseline
 asyncnet.lab.compare asyncnet.lab.page
 asyncnet.lab
 asyncnet.testing

@@ -35,7 +35,7 @@ class Histogram:
         for bucket in sorted(self.buckets):
             seen += self.buckets[bucket]
             if seen >= share * self.count:
-                return _value(bucket)
+                return min(_value(bucket), self.most / 1e9)
         return 0.0
 
     def percentiles(self, prefix: str = "") -> dict[str, float]:

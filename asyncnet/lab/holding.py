@@ -9,9 +9,10 @@ import selectors
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["CONNECT_ERRORS", "open_connection", "run_hold", "run_stall"]
+__all__ = ["CONNECT_ERRORS", "delayed_seconds", "open_connection", "run_hold", "run_stall"]
 
 CONNECT_ERRORS: Final = (OSError,)
 _ADDRESSES: Final = 200
@@ -45,6 +46,14 @@ def open_connection(address: tuple[str, int], *, datagrams: bool = False, number
 def _input_ended() -> bool:
     ready, _, _ = select.select([sys.stdin], [], [], 0)
     return bool(ready) and not os.read(sys.stdin.fileno(), 4096)
+
+
+def delayed_seconds() -> float:
+    """Return how long this process was ready to run and had no core; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
 
 
 def run_hold(address: tuple[str, int], count: int, interval: float, retry: float) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import Any, Final
 import attrs
 
 from asyncnet.lab.histogram import Histogram
-from asyncnet.lab.holding import CONNECT_ERRORS, open_connection, run_hold, run_stall
+from asyncnet.lab.holding import CONNECT_ERRORS, delayed_seconds, open_connection, run_hold, run_stall
 from asyncnet.lab.schedule import Schedule, WarmUp
 from asyncnet.lab.transfers import run_transfers
 
@@ -111,7 +111,7 @@ class EchoLoad:
         """Load the server, and return what a generator prints."""
         warm = WarmUp(self.begun, warm_up, self.options.steady)
         end = measured_from = 0
-        cpu = warmed = 0.0
+        cpu = warmed = delayed = 0.0
         for connection in self.connections:
             if self.mode != "churn" and not self._open(connection):
                 raise OSError(f"cannot connect to {self.address[0]}:{self.address[1]}")
@@ -128,7 +128,7 @@ class EchoLoad:
                 self.latency, self.service, self.lag = Histogram(), Histogram(), Histogram()
                 self.counts = dict.fromkeys(self.counts, 0)
                 self.answers = self.schedule.unsent = 0
-                cpu, measured_from = time.process_time(), time.perf_counter_ns()
+                cpu, delayed, measured_from = time.process_time(), delayed_seconds(), time.perf_counter_ns()
                 warmed, end = (measured_from - self.begun) / 1e9, measured_from + int(seconds * 1e9)
             if end and now >= end:
                 break
@@ -143,7 +143,7 @@ class EchoLoad:
         if not end:
             raise OSError("every connection is lost")
         elapsed = (time.perf_counter_ns() - measured_from) / 1e9
-        return self._result(elapsed, warmed, time.process_time() - cpu)
+        return self._result(elapsed, warmed, time.process_time() - cpu, delayed_seconds() - delayed)
 
     def close(self) -> None:
         """Close every socket."""
@@ -157,11 +157,11 @@ class EchoLoad:
             return 0.02
         return max(0.0, min(0.02, (self.schedule.next_due - time.perf_counter_ns() - _SPIN_NS) / 1e9))
 
-    def _result(self, elapsed: float, warmed: float, cpu: float) -> dict[str, Any]:
+    def _result(self, elapsed: float, warmed: float, cpu: float, delayed: float) -> dict[str, Any]:
         return {
             "generator": "python", "requests": self.answers, "all_requests": self.all_answers, "seconds": elapsed,
             "warm_up": warmed, "offered": self.options.rate, "unsent": self.schedule.unsent,
-            "waiting": len(self.schedule.waiting), "cpu_seconds": cpu, "delayed_seconds": 0.0,
+            "waiting": len(self.schedule.waiting), "cpu_seconds": cpu, "delayed_seconds": delayed,
             **self.latency.percentiles(), **self.service.percentiles("service_"), **self.lag.percentiles("lag_"),
             **self.counts, "histogram": self.latency.pairs(),
         }  # fmt: skip

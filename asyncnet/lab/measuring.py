@@ -31,7 +31,8 @@ from asyncnet.lab.processes import (
 
 __all__ = ["measure", "run_of_result", "why_invalid"]
 
-_MOST_LAG: Final = 20e-6
+_MOST_LAG: Final = {"c": 20e-6, "python": 1e-3}
+"""Seconds that are never too late, by the generator."""
 _MOST_LAG_SHARE: Final = 0.05
 _MOST_DELAYED: Final = 0.02
 _MOST_STOLEN: Final = 0.01
@@ -172,9 +173,7 @@ def run_of_result(
     return Run(engine, workload.name, number, values, failures, requests, error=error, raw=dict(result))
 
 
-def why_invalid(
-    result: Mapping[str, Any], workload: Workload, stolen: float, *, alone: bool, late: float = _MOST_LAG
-) -> tuple[str, ...]:
+def why_invalid(result: Mapping[str, Any], workload: Workload, stolen: float, *, alone: bool) -> tuple[str, ...]:
     """Return why a run does not count; nothing when it does.
 
     Args:
@@ -182,8 +181,8 @@ def why_invalid(
         workload: what it was asked for.
         stolen: the share of the time that the hypervisor took.
         alone: whether the generator is meant to have a core of its own.
-        late: the lag, in seconds, that is never too much.
     """
+    late = _MOST_LAG[result["generator"]]
     reasons = []
     lag, delayed = float(result["lag_p99"]), float(result["delayed_seconds"]) / float(result["seconds"])
     if workload.rate and lag > max(late, _MOST_LAG_SHARE * float(result["p99"])):

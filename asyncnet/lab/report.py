@@ -10,7 +10,7 @@ import attrs
 from asyncnet.lab.comparison import Comparison, Summary
 from asyncnet.lab.figures import Ratio, Verdict
 from asyncnet.lab.metrics import METRICS
-from asyncnet.lab.model import CEILING, Workload
+from asyncnet.lab.model import AGAIN, CEILING, Workload
 from asyncnet.lab.workloads import MAIN
 
 __all__ = ["COLUMNS", "WIDTH", "best_and_worst", "format_table", "notes_of", "spoken_ratio", "title_of"]
@@ -181,7 +181,9 @@ def notes_of(comparison: Comparison) -> list[str]:
     if busy:
         notes.append(f"{main}: the generator used over 90 % of its core with {', '.join(busy)}: at least this rate")
     floor = comparison.floor(main, "requests_per_second")
-    notes.append(f"noise floor of the rate in {main}: {floor:.1%} (the baseline against itself)")
+    again = comparison.rounds_of(AGAIN, main, "requests_per_second")
+    how = "the baseline against itself" if again else "the least; the baseline has no second measurement that counts"
+    notes.append(f"noise floor of the rate in {main}: {floor:.1%} ({how})")
     for summary in comparison.summaries():
         notes += [f"{summary.engine}, {summary.workload}: {text}" for text in (*summary.errors, *summary.notes)]
     notes += _invalid(comparison)

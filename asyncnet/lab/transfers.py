@@ -13,6 +13,7 @@ import attrs
 
 from asyncnet.errors import PacketError
 from asyncnet.lab.histogram import Histogram
+from asyncnet.lab.holding import delayed_seconds
 from asyncnet.lab.schedule import Schedule
 from asyncnet.tftp.packets import Ack, Data, Error, OptionAck, ReadRequest, decode_packet, encode_packet
 
@@ -117,7 +118,7 @@ def run_transfers(
     counts = dict.fromkeys(("bytes", "done", "failed", "wrong", "resent"), 0)
     free: deque[int] = deque([0] * count if schedule.rate > 0 else [])
     print("measuring", flush=True)
-    begun, cpu = time.perf_counter_ns(), time.process_time()
+    begun, cpu, delayed = time.perf_counter_ns(), time.process_time(), delayed_seconds()
     end = begun + int((seconds or limit) * 1e9)
     with selectors.DefaultSelector() as selector:
 
@@ -169,7 +170,7 @@ def run_transfers(
         "generator": "python", "requests": counts["done"], "all_requests": counts["done"] + counts["failed"],
         "seconds": (time.perf_counter_ns() - begun) / 1e9, "warm_up": 0.0, "offered": schedule.rate,
         "unsent": schedule.unsent, "waiting": len(schedule.waiting), "cpu_seconds": time.process_time() - cpu,
-        "delayed_seconds": 0.0, "gaps": 0, **counts,
+        "delayed_seconds": delayed_seconds() - delayed, "gaps": 0, **counts,
         **latency.percentiles(), **service.percentiles("service_"), **lag.percentiles("lag_"),
         "histogram": latency.pairs(),
     }  # fmt: skip

@@ -112,12 +112,20 @@ def test_an_invalid_run_is_made_again_and_shown_when_it_stays_so() -> None:
     ],
 )
 def test_why_a_run_is_invalid(change: dict[str, float], stolen: float, reason: str | None) -> None:
-    result = {"requests": 2000, "seconds": 2.0, "lag_p99": 5e-6, "p99": 1e-3, "delayed_seconds": 0.0, "waiting": 0}
+    result = {
+        "generator": "c",
+        "requests": 2000,
+        "seconds": 2.0,
+        "lag_p99": 5e-6,
+        "p99": 1e-3,
+        "delayed_seconds": 0.0,
+        "waiting": 0,
+    }
     found = why_invalid(result | change, Workload("rate", "", rate=1000), stolen, alone=True)
     assert found == (() if reason is None else (reason,))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def whole() -> Comparison:
     """Every workload of TCP."""
     settings = attrs.evolve(SETTINGS, workloads=(), rounds=5)
@@ -244,7 +252,18 @@ def test_a_mistake_is_told_in_a_line(words: list[str], said: str, capsys: pytest
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children are found by /proc")
 def test_sigterm_leaves_no_server_behind() -> None:
-    command = [sys.executable, "-m", "asyncnet", "compare", "--engines", "epoll", "--workloads", "echo"]
+    command = [
+        sys.executable,
+        "-m",
+        "asyncnet",
+        "compare",
+        "--engines",
+        "epoll",
+        "--workloads",
+        "echo",
+        "--seconds",
+        "0.2",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 30

@@ -67,7 +67,7 @@ static double percentile(const struct histogram *h, double share) {
     uint64_t seen = 0;
     for (unsigned i = 0; i < BUCKETS; i++) {
         seen += h->buckets[i];
-        if (seen && seen >= share * (double)h->count) return value_of(i) / 1e9;
+        if (seen && seen >= share * (double)h->count) return fmin(value_of(i), (double)h->most) / 1e9;
     }
     return 0;
 }
