@@ -27,8 +27,8 @@ peers:
 test: setup peers
 	$(BIN)/python -m pytest
 
-# What takes too long for every day: floods and losses on real segments; load while workers are reloaded and killed.
-test-long: setup
+# The proofs that take minutes: floods and losses on real segments, workers reloaded and killed under load, the laboratory.
+test-long: setup peers
 	$(BIN)/python -m pytest -m long
 
 check: setup

@@ -19,7 +19,7 @@ from typing import IO, Any, Final
 
 import attrs
 
-from asyncnet.lab.compare import environment
+from asyncnet.lab.environment import environment
 
 __all__ = [
     "FOLDER",

@@ -108,7 +108,7 @@ def load(
     """
     arguments = ["echo", target.host, target.port, connections, size, warm_up, seconds]
     for _ in range(ATTEMPTS):
-        run, in_time = _load_once(target, [str(native_tool("tcp_load")), *map(str, arguments)], seconds * 0.8)
+        run, in_time = _load_once(target, [str(native_tool("load")), *map(str, arguments)], seconds * 0.8)
         if in_time:
             return run
     raise RuntimeError("this machine is too busy to look at a server in time")

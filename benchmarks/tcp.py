@@ -60,7 +60,7 @@ def echo_server(name: str) -> list[str]:
 
 def load(target: Server, mode: str, *arguments: object) -> dict[str, Any]:
     """Load a server, and tell what a request cost it."""
-    command = [str(native_tool("tcp_load")), mode, target.host, str(target.port), *map(str, arguments)]
+    command = [str(native_tool("load")), mode, target.host, str(target.port), *map(str, arguments)]
     before = 0.0
 
     def started() -> None:
@@ -80,7 +80,7 @@ def load(target: Server, mode: str, *arguments: object) -> dict[str, Any]:
 def held(target: Server, count: int, *, interval: float = 0, retry: float = 0) -> Iterator[dict[str, Any]]:
     """Keep connections open for as long as the context lasts; afterwards the dictionary has what became of them."""
     arguments = [target.host, target.port, count, interval, retry]
-    command = [str(native_tool("tcp_load")), "hold", *map(str, arguments)]
+    command = [str(native_tool("load")), "hold", *map(str, arguments)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         pin(holder.pid, 1)
         try:

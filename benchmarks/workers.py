@@ -97,7 +97,7 @@ def spread_over_all_cores(target: Fleet, cores: set[int]) -> None:
 
 def load(target: Server, mode: str, seconds: float, *more: str) -> dict[str, Any]:
     """Load a server, and tell what a request cost it."""
-    tool = str(native_tool("tcp_load"))
+    tool = str(native_tool("load"))
     command = [tool, mode, target.host, str(target.port), str(CONNECTIONS), str(SIZE), "0.5", str(seconds), *more]
     before: list[float] = []
     result = run_pinned(command, on_measuring=lambda: before.append(target.cpu_seconds()))
@@ -164,7 +164,7 @@ def measure_reloads(name: str) -> dict[str, Any]:
                 target.wait_for(lambda report: len(report["workers"]) == 2)
 
         reloading = threading.Thread(target=reload_all)
-        tool = str(native_tool("tcp_load"))
+        tool = str(native_tool("load"))
         command = [tool, "churn", target.host, str(target.port), "20", "100", "0.5", "12", "close"]
         result = run_pinned(command, on_measuring=reloading.start)
         reloading.join()

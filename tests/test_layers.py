@@ -82,9 +82,12 @@ asyncnet.compat.native
 asyncnet.compat.running
 asyncnet.compat.engines
 asyncnet.compat
-asyncnet.lab.load asyncnet.lab.native
-asyncnet.lab.compare
-asyncnet.lab.report
+asyncnet.lab.native asyncnet.lab.model asyncnet.lab.metrics asyncnet.lab.figures
+asyncnet.lab.histogram asyncnet.lab.schedule
+asyncnet.lab.processes asyncnet.lab.workloads asyncnet.lab.holding asyncnet.lab.servers
+asyncnet.lab.transfers asyncnet.lab.generator asyncnet.lab.environment asyncnet.lab.comparison
+asyncnet.lab.load asyncnet.lab.measuring asyncnet.lab.report asyncnet.lab.charts asyncnet.lab.baseline
+asyncnet.lab.compare asyncnet.lab.page
 asyncnet.lab
 asyncnet.testing
 asyncnet.cli.common
@@ -113,6 +116,10 @@ SANS_IO = (
     "asyncnet.broadcast.limits",
     "asyncnet.broadcast.roster",
     "asyncnet.workers.fleet",
+    "asyncnet.lab.figures",
+    "asyncnet.lab.histogram",
+    "asyncnet.lab.schedule",
+    "asyncnet.lab.model",
 )
 
 

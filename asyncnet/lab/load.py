@@ -1,194 +1,336 @@
-"""A load generator in a process of its own: ``python -m asyncnet.lab.load HOST PORT ...``.
+"""The load generator where there is no C compiler: ``python -m asyncnet.lab.load MODE HOST PORT ...``.
 
-Closed loop: every connection sends a message, waits for its echo, checks it byte by byte, and sends the next one. All
-connections are driven by one selector. The result is one line of JSON on standard output.
+Its arguments, and the JSON that it prints, are those at the top of ``native/load.c``. It is slower than the servers
+that it measures, so the rates are its own limit: every table says "client-limited". `asyncnet.lab.holding` has the
+modes ``hold`` and ``stall``, `asyncnet.lab.transfers` has ``tftp``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import selectors
 import socket
+import struct
 import sys
 import time
-from typing import Final
+from collections import deque
+from pathlib import Path
+from typing import Any, Final
 
 import attrs
 
-__all__ = ["LoadResult", "main", "percentile", "run_load"]
+from asyncnet.lab.histogram import Histogram
+from asyncnet.lab.holding import CONNECT_ERRORS, delayed_seconds, open_connection, run_hold, run_stall
+from asyncnet.lab.schedule import Schedule, WarmUp
+from asyncnet.lab.transfers import run_transfers
 
-_GIVE_UP_AFTER: Final = 5.0
-"""Seconds without any answer after which the rest of the connections count as failed."""
+__all__ = ["EchoLoad", "Options", "main", "parse_options"]
+
+_RESEND_NS: Final = 200_000_000
+_MARK: Final = struct.Struct("<Q")
+_SPIN_NS: Final = 1_000_000
+MODES: Final = ("echo", "churn", "udp", "hold", "stall", "tftp")
 
 
 @attrs.frozen
-class LoadResult:
-    """What a run of load has measured."""
+class Options:
+    """What comes after the fixed arguments, as NAME=VALUE."""
 
-    requests: int
-    """Answered during the measurement."""
-    seconds: float
-    """Length of the measurement."""
-    all_requests: int
-    """Answered in all, those of the warm-up included."""
-    failures: int
-    """Connections that were refused, closed, answered wrongly, or not answered."""
-    p50: float
-    """Half of the requests were answered within this many seconds."""
-    p99: float
-    cpu_seconds: float
-    """Processor time of the generator itself during the measurement."""
+    rate: float = 0.0
+    poisson: bool = False
+    steady: float = 0.0
+    seed: int = 1
 
 
-def percentile(ordered: list[float], share: float) -> float:
-    """Return the value below which `share` of the ordered values lie (nearest rank), 0 if there are none."""
-    return ordered[min(len(ordered) - 1, int(len(ordered) * share))] if ordered else 0.0
+def parse_options(words: list[str]) -> Options:
+    """Read the options.
+
+    Raises:
+        ValueError: there is no such option.
+    """
+    given: dict[str, Any] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        if name == "arrivals" and value in ("constant", "poisson"):
+            given["poisson"] = value == "poisson"
+        elif name in ("rate", "steady"):
+            given[name] = float(value)
+        elif name == "seed":
+            given["seed"] = int(value)
+        else:
+            raise ValueError(f"there is no option {word!r}")
+    return Options(**given)
 
 
+@attrs.define(eq=False)
 class _Connection:
-    """One client: a message out, its echo in."""
-
-    def __init__(self, sock: socket.socket, size: int, number: int) -> None:
-        self.sock = sock
-        self._size = size
-        self._number = number
-        self._turn = 0
-        self._message = b""
-        self._unsent = memoryview(b"")
-        self._received = 0
-        self._sent_at = 0.0
-
-    def next_message(self) -> bool:
-        """Send the next message; tell whether all of it has left."""
-        self._turn += 1
-        stamp = self._number.to_bytes(4, "big") + self._turn.to_bytes(4, "big")
-        self._message = (stamp * (self._size // 8 + 1))[: self._size]
-        self._unsent = memoryview(self._message)
-        self._received = 0
-        self._sent_at = time.perf_counter()
-        return self.send()
-
-    def send(self) -> bool:
-        while self._unsent:
-            try:
-                self._unsent = self._unsent[self.sock.send(self._unsent) :]
-            except BlockingIOError:
-                return False
-        return True
-
-    def receive(self) -> float | None:
-        """Read; return the latency in seconds when the echo is complete.
-
-        Raises:
-            OSError: the connection is gone, or the echo is wrong.
-        """
-        data = self.sock.recv(262_144)
-        if not data:
-            raise ConnectionResetError("closed by the server")
-        if data != self._message[self._received : self._received + len(data)]:
-            raise OSError("the echo differs from what was sent")
-        self._received += len(data)
-        return time.perf_counter() - self._sent_at if self._received == self._size else None
+    index: int
+    sock: socket.socket | None = None
+    number: int = 0
+    answered: int = 0
+    busy: bool = False
+    connected: bool = False
+    free_since: int = 0
+    intended: int = 0
+    started_at: int = 0
+    message: bytes = b""
+    unsent: memoryview = attrs.field(factory=lambda: memoryview(b""))
+    got: int = 0
 
 
-def run_load(host: str, port: int, *, clients: int, size: int, seconds: float, warm_up: float) -> LoadResult:
-    """Load an echo server and measure it.
+class EchoLoad:
+    """Connections that send and compare what comes back: closed loop, or open loop with a rate.
 
     Args:
-        host, port: the server's address.
-        clients: connections at once.
+        mode: ``echo``, ``churn`` or ``udp``.
+        address: the server's.
+        count: connections.
         size: bytes of a message.
-        seconds: length of the measurement.
-        warm_up: seconds of load before it.
+        resets: whether the connections of the churn end by a reset.
+        options: rate, arrivals, warm-up, seed.
     """
-    selector = selectors.DefaultSelector()
-    failures = 0
-    for number in range(clients):
+
+    def __init__(
+        self, mode: str, address: tuple[str, int], count: int, size: int, resets: bool, options: Options
+    ) -> None:
+        self.mode, self.address, self.size, self.resets, self.options = mode, address, size, resets, options
+        self.selector = selectors.DefaultSelector()
+        self.connections = [_Connection(index) for index in range(count)]
+        self.idle: deque[_Connection] = deque()
+        self.open = count
+        self.latency, self.service, self.lag = Histogram(), Histogram(), Histogram()
+        self.counts = dict.fromkeys(("closed", "refused", "wrong", "lost", "late", "doubled"), 0)
+        self.answers = self.all_answers = 0
+        begun = time.perf_counter_ns()
+        self.schedule = Schedule(options.rate, options.poisson, begun)
+        self.begun = begun
+        body = bytes((i * 31 + (i >> 8)) & 255 for i in range(size))
+        self._body = body if mode == "udp" else body[:-1] + b"\n"
+
+    def run(self, warm_up: float, seconds: float) -> dict[str, Any]:
+        """Load the server, and return what a generator prints."""
+        warm = WarmUp(self.begun, warm_up, self.options.steady)
+        end = measured_from = 0
+        cpu = warmed = delayed = 0.0
+        for connection in self.connections:
+            if self.mode != "churn" and not self._open(connection):
+                raise OSError(f"cannot connect to {self.address[0]}:{self.address[1]}")
+            if self.options.rate > 0:
+                self.idle.append(connection)
+            else:
+                self._start(connection, time.perf_counter_ns())
+        next_scan = 0
+        while self.open:
+            events = self.selector.select(self._timeout())
+            now = time.perf_counter_ns()
+            if not end and warm.is_over(now, self.all_answers):
+                print("measuring", flush=True)
+                self.latency, self.service, self.lag = Histogram(), Histogram(), Histogram()
+                self.counts = dict.fromkeys(self.counts, 0)
+                self.answers = self.schedule.unsent = 0
+                cpu, delayed, measured_from = time.process_time(), delayed_seconds(), time.perf_counter_ns()
+                warmed, end = (measured_from - self.begun) / 1e9, measured_from + int(seconds * 1e9)
+            if end and now >= end:
+                break
+            self.schedule.take_due(now)
+            self._start_waiting()
+            for key, mask in events:
+                self._handle(key.data, mask)
+            self._start_waiting()
+            if self.mode == "udp" and now >= next_scan:
+                next_scan = now + _RESEND_NS // 4
+                self._find_lost(now)
+        if not end:
+            raise OSError("every connection is lost")
+        elapsed = (time.perf_counter_ns() - measured_from) / 1e9
+        return self._result(elapsed, warmed, time.process_time() - cpu, delayed_seconds() - delayed)
+
+    def close(self) -> None:
+        """Close every socket."""
+        for connection in self.connections:
+            if connection.sock is not None:
+                connection.sock.close()
+        self.selector.close()
+
+    def _timeout(self) -> float:
+        if self.options.rate <= 0:
+            return 0.02
+        return max(0.0, min(0.02, (self.schedule.next_due - time.perf_counter_ns() - _SPIN_NS) / 1e9))
+
+    def _result(self, elapsed: float, warmed: float, cpu: float, delayed: float) -> dict[str, Any]:
+        return {
+            "generator": "python", "requests": self.answers, "all_requests": self.all_answers, "seconds": elapsed,
+            "warm_up": warmed, "offered": self.options.rate, "unsent": self.schedule.unsent,
+            "waiting": len(self.schedule.waiting), "cpu_seconds": cpu, "delayed_seconds": delayed,
+            **self.latency.percentiles(), **self.service.percentiles("service_"), **self.lag.percentiles("lag_"),
+            **self.counts, "histogram": self.latency.pairs(),
+        }  # fmt: skip
+
+    def _open(self, connection: _Connection) -> bool:
+        connection.connected = self.mode == "udp"
         try:
-            sock = socket.create_connection((host, port), timeout=5)
-        except OSError:
-            failures += 1
-            continue
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setblocking(False)
-        selector.register(sock, selectors.EVENT_READ, _Connection(sock, size, number))
+            connection.sock = open_connection(self.address, datagrams=self.mode == "udp", number=connection.number)
+        except CONNECT_ERRORS:
+            return False
+        events = selectors.EVENT_READ if self.mode == "udp" else selectors.EVENT_READ | selectors.EVENT_WRITE
+        self.selector.register(connection.sock, events, connection)
+        return True
 
-    def watch(connection: _Connection, sent: bool) -> None:
-        events = selectors.EVENT_READ if sent else selectors.EVENT_READ | selectors.EVENT_WRITE
-        if selector.get_key(connection.sock).events != events:
-            selector.modify(connection.sock, events, connection)
-
-    def drop(connection: _Connection) -> None:
-        nonlocal failures
-        failures += 1
-        selector.unregister(connection.sock)
+    def _end(self, connection: _Connection) -> None:
+        if connection.sock is None:
+            return
+        self.selector.unregister(connection.sock)
+        if self.resets:
+            connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         connection.sock.close()
+        connection.sock = None
 
-    latencies: list[float] = []
-    warm = 0
-    begin = time.perf_counter()
-    measure_from, end = begin + warm_up, begin + warm_up + seconds
-    measuring = False
-    cpu = 0.0
-    for key in list(selector.get_map().values()):
+    def _start(self, connection: _Connection, intended: int) -> bool:
+        connection.number += 1
+        connection.busy, connection.intended, connection.started_at = True, intended, time.perf_counter_ns()
+        mark = _MARK.pack(connection.index << 40 | connection.number & 0xFFFFFFFFFF)
+        room = min(8, self.size if self.mode == "udp" else self.size - 1)
+        connection.message = mark[:room] + self._body[room:]
+        connection.unsent, connection.got = memoryview(connection.message), 0
+        if self.mode == "churn":
+            return self._open(connection)
+        return not connection.connected or self._send(connection)
+
+    def _send(self, connection: _Connection) -> bool:
+        assert connection.sock is not None
         try:
-            watch(key.data, key.data.next_message())
+            while connection.unsent:
+                connection.unsent = connection.unsent[connection.sock.send(connection.unsent) :]
+        except BlockingIOError:
+            pass
         except OSError:
-            drop(key.data)
-    last_answer = begin
-    while selector.get_map():
-        now = time.perf_counter()
-        if now >= end:
-            break
-        if now - last_answer > _GIVE_UP_AFTER:
-            failures += len(selector.get_map())
-            break
-        if not measuring and now >= measure_from:
-            measuring, warm, latencies = True, len(latencies), []
-            measure_from, end, cpu = now, now + seconds, time.process_time()
-        for key, events in selector.select(0.05):
-            connection: _Connection = key.data
-            try:
-                if events & selectors.EVENT_WRITE:
-                    watch(connection, connection.send())
-                if events & selectors.EVENT_READ:
-                    latency = connection.receive()
-                    if latency is not None:
-                        latencies.append(latency)
-                        last_answer = time.perf_counter()
-                        watch(connection, connection.next_message())
-            except OSError:
-                drop(connection)
-    elapsed = time.perf_counter() - measure_from
-    cpu = time.process_time() - cpu
-    for key in list(selector.get_map().values()):
-        key.data.sock.close()
-    selector.close()
-    latencies.sort()
-    return LoadResult(
-        requests=len(latencies) if measuring else 0,
-        seconds=elapsed,
-        all_requests=warm + len(latencies),
-        failures=failures,
-        p50=percentile(latencies, 0.5),
-        p99=percentile(latencies, 0.99),
-        cpu_seconds=cpu,
-    )
+            if self.mode != "udp":
+                return False
+            self.counts["refused"] += 1
+        if self.mode != "udp":
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
+            if self.selector.get_key(connection.sock).events != events:
+                self.selector.modify(connection.sock, events, connection)
+        return True
+
+    def _start_waiting(self) -> None:
+        while self.idle and self.schedule.waiting:
+            connection, intended = self.idle.popleft(), self.schedule.waiting.popleft()
+            if intended >= connection.free_since:
+                self.lag.record(time.perf_counter_ns() - intended)
+            if not self._start(connection, intended):
+                self._lose(connection)
+
+    def _handle(self, connection: _Connection, mask: int) -> None:
+        if connection.sock is None:
+            return
+        good = True
+        if mask & selectors.EVENT_WRITE:
+            connection.connected = not connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            good = connection.connected and self._send(connection)
+        if good and mask & selectors.EVENT_READ:
+            good = self._take(connection)
+        if not good:
+            self._lose(connection)
+
+    def _take(self, connection: _Connection) -> bool:
+        assert connection.sock is not None
+        try:
+            data = connection.sock.recv(262_144)
+        except BlockingIOError:
+            return True
+        except OSError:
+            self.counts["refused"] += self.mode == "udp"
+            return self.mode == "udp"
+        if self.mode == "udp":
+            return self._take_datagram(connection, data)
+        expected = connection.message[connection.got : connection.got + len(data)]
+        if not data or not connection.busy or data != expected:
+            self.counts["wrong"] += bool(data)
+            return False
+        connection.got += len(data)
+        return self._finish(connection) if connection.got == self.size else True
+
+    def _take_datagram(self, connection: _Connection, data: bytes) -> bool:
+        if connection.busy and data == connection.message:
+            connection.answered = connection.number
+            return self._finish(connection)
+        mark = _MARK.unpack_from(data)[0] if len(data) == self.size >= 8 else -1
+        number = mark & 0xFFFFFFFFFF
+        if mark < 0 or mark >> 40 != connection.index or number > connection.number:
+            self.counts["wrong"] += 1
+        elif number == connection.answered:
+            self.counts["doubled"] += 1
+        else:
+            self.counts["wrong" if connection.busy and number == connection.number else "late"] += 1
+        return True
+
+    def _finish(self, connection: _Connection) -> bool:
+        now = time.perf_counter_ns()
+        self.latency.record(now - connection.intended)
+        self.service.record(now - connection.started_at)
+        self.answers += 1
+        self.all_answers += 1
+        if self.mode == "churn":
+            self._end(connection)
+        return self._go_on(connection, now)
+
+    def _go_on(self, connection: _Connection, now: int) -> bool:
+        connection.busy, connection.free_since = False, now
+        if self.options.rate > 0:
+            self.idle.append(connection)
+            return True
+        return self._start(connection, now)
+
+    def _lose(self, connection: _Connection) -> None:
+        had = connection.connected or self.mode != "churn"
+        self.counts["closed" if had else "refused"] += 1
+        self._end(connection)
+        if self.mode == "churn" and had and self._go_on(connection, time.perf_counter_ns()):
+            return  # one connection broke, the server may go on
+        self.open -= 1
+
+    def _find_lost(self, now: int) -> None:
+        for connection in self.connections:
+            if connection.busy and now >= connection.started_at + _RESEND_NS:
+                self.counts["lost"] += 1
+                self._go_on(connection, now)
 
 
-def main() -> None:
-    """Run from the command line and print the result as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("host")
-    parser.add_argument("port", type=int)
-    parser.add_argument("--clients", type=int, required=True)
-    parser.add_argument("--size", type=int, required=True)
-    parser.add_argument("--seconds", type=float, required=True)
-    parser.add_argument("--warm-up", type=float, required=True)
-    result = run_load(**vars(parser.parse_args()))
-    json.dump(attrs.asdict(result), sys.stdout)
+def main(words: list[str] | None = None) -> int:
+    """Run from the command line and print the result as JSON; return the exit status."""
+    given = sys.argv[1:] if words is None else words
+    try:
+        result = _run(given)
+    except (OSError, ValueError, IndexError) as exc:
+        print(f"load: {exc}", file=sys.stderr)
+        return 1
+    print(json.dumps(result), flush=True)
+    return 0
+
+
+def _run(words: list[str]) -> dict[str, Any]:
+    mode, address, rest = words[0], (words[1], int(words[2])), words[3:]
+    if mode not in MODES:
+        raise ValueError(f"there is no load {mode!r}; the loads are {', '.join(MODES)}")
+    if mode == "hold":
+        return run_hold(address, int(rest[0]), float(rest[1]), float(rest[2]))
+    if mode == "stall":
+        return run_stall(address, int(rest[0]), int(rest[1]))
+    if mode == "tftp":
+        options = parse_options(rest[7:])
+        schedule = Schedule(options.rate, options.poisson, time.perf_counter_ns())
+        seconds = float(rest[6]) if len(rest) > 6 else 0.0
+        return run_transfers(address, rest[0], Path(rest[1]), int(rest[2]), int(rest[3]), int(rest[4]),
+                             float(rest[5]), seconds, schedule)  # fmt: skip
+    fixed = 5 if mode == "churn" else 4
+    load = EchoLoad(mode, address, int(rest[0]), int(rest[1]), mode == "churn" and rest[4] == "reset",
+                    parse_options(rest[fixed:]))  # fmt: skip
+    try:
+        return load.run(float(rest[2]), float(rest[3]))
+    finally:
+        load.close()
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,61 +1,216 @@
-"""A comparison as a table for people, at most 100 columns wide."""
+"""A comparison as tables for people, at most 100 columns wide."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from asyncnet.lab.compare import Comparison, Measure, Summary
+import attrs
 
-__all__ = ["format_table"]
+from asyncnet.lab.comparison import Comparison, Summary
+from asyncnet.lab.figures import Ratio, Verdict
+from asyncnet.lab.metrics import METRICS
+from asyncnet.lab.model import AGAIN, CEILING, Workload
+from asyncnet.lab.workloads import MAIN
 
-_HEADINGS: Final = ("engine", "requests/s", "spread", "p50 ms", "p99 ms", "CPU µs/request", "spread", "failed")
-_WIDTHS: Final = (10, 11, 9, 9, 9, 15, 8, 8)
+__all__ = ["COLUMNS", "WIDTH", "best_and_worst", "format_table", "notes_of", "spoken_ratio", "title_of"]
+
+WIDTH: Final = 100
+COLUMNS: Final = {
+    "echo": ("p50", "p99", "p999"),
+    "udp": ("p50", "p99", "p999"),
+    "churn": ("p50", "p99", "p999"),
+    "tftp": ("megabytes_per_second", "p50", "p99"),
+    "idle": ("held", "memory", "kernel_memory", "p50", "p99"),
+    "slow": ("p50", "p99", "p999", "cpu"),
+    "stall": ("complete", "memory"),
+    "stop": ("broken", "stop_seconds"),
+}
+"""The figures of a table by the mode of its workload, beside the rate and what it costs."""
+_BEST: Final = "32"
+_WORST: Final = "31"
+_MANY: Final = 3
 
 
-def format_table(comparison: Comparison) -> str:
-    """Return the table: a row per engine, the median of the rounds and half their range as the spread."""
-    settings = comparison.settings
-    lines = [
-        f"TCP echo, {settings.clients} connections, {settings.size} bytes, "
-        f"{settings.rounds} rounds of {settings.seconds:g} s, median of the rounds",
-        "",
-        "".join(
-            heading.ljust(width) if i == 0 else heading.rjust(width)
-            for i, (heading, width) in enumerate(zip(_HEADINGS, _WIDTHS, strict=True))
-        ),
+@attrs.frozen
+class _Column:
+    heading: str
+    width: int
+    cell: Callable[[Summary], str]
+    metric: str | None = None
+
+
+def format_table(comparison: Comparison, *, colour: bool = False) -> str:
+    """Return the tables: a row per engine and workload, with the medians of the rounds.
+
+    Args:
+        comparison: what was measured.
+        colour: mark the best green and the worst red, for a terminal; ``+`` and ``-`` stand in both.
+    """
+    parts = [title_of(comparison)]
+    parts += [
+        _table(comparison, workload, colour) for workload in comparison.workloads if _was_run(comparison, workload)
     ]
-    notes: list[str] = []
-    for summary in comparison.summaries():
-        lines.append(_row(summary))
-        notes.extend(f"{summary.engine}: {error}" for error in dict.fromkeys(summary.errors))
-    if any(summary.load_busy > 0.9 for summary in comparison.summaries()):
-        notes.append(
-            "client-limited: the load generator, a Python process, used over 90 % of its core; "
-            "compare the CPU per request, not the rates"
-        )
-    return "\n".join([*lines, *([""] if notes else []), *notes])
+    notes = notes_of(comparison)
+    return "\n\n".join([*parts, *(["\n".join(_wrapped(note) for note in notes)] if notes else [])])
 
 
-def _row(summary: Summary) -> str:
-    cells = (
-        _number(summary.requests_per_second, 1, 0),
-        _spread(summary.requests_per_second),
-        _number(summary.p50, 1e3, 2),
-        _number(summary.p99, 1e3, 2),
-        _number(summary.cpu_per_request, 1e6, 1),
-        _spread(summary.cpu_per_request),
-        str(summary.failures) if summary.requests_per_second else "-",
-    )
-    return summary.engine.ljust(_WIDTHS[0]) + "".join(
-        cell.rjust(width) for cell, width in zip(cells, _WIDTHS[1:], strict=True)
+def title_of(comparison: Comparison) -> str:
+    """Return what was compared, in a line."""
+    settings = comparison.settings
+    rounds = max((run.round for run in comparison.runs), default=0)
+    limited = ", client-limited" if comparison.environment.get("load_generator") == "python" else ""
+    return (
+        f"{settings.protocol.upper()}, {rounds} rounds of {settings.seconds:g} s, medians; "
+        f"ratios to {settings.baseline} with 95 % intervals{limited}"
     )
 
 
-def _number(measure: Measure | None, factor: float, digits: int) -> str:
-    return "-" if measure is None else f"{measure.median * factor:.{digits}f}"
+def _was_run(comparison: Comparison, workload: Workload) -> bool:
+    return any(run.workload == workload.name for run in comparison.runs)
 
 
-def _spread(measure: Measure | None) -> str:
-    if measure is None or not measure.median:
+def _table(comparison: Comparison, workload: Workload, colour: bool) -> str:
+    columns = _columns(comparison, workload)
+    summaries = comparison.summaries(workload.name)
+    marks = {
+        column.metric: best_and_worst(comparison, workload.name, column.metric) for column in columns if column.metric
+    }
+    limited = comparison.environment.get("load_generator") == "python"
+    lines = [workload.title + (" (client-limited)" if limited else "")]
+    lines.append("".join(_padded(column.heading, column, i) for i, column in enumerate(columns)))
+    for summary in summaries:
+        row = ""
+        for i, column in enumerate(columns):
+            best, worst = marks.get(column.metric or "", (None, None))
+            mark = "+" if summary.engine == best else "-" if summary.engine == worst else " "
+            text = column.cell(summary)
+            padded = _padded(text if column.metric is None else f"{text}{mark}", column, i)
+            row += _coloured(padded, mark) if colour and column.metric is not None else padded
+        lines.append(row.rstrip() if not colour else row)
+    return "\n".join(lines)
+
+
+def _padded(text: str, column: _Column, place: int) -> str:
+    return text.ljust(column.width) if place == 0 else text.rjust(column.width)
+
+
+def _coloured(text: str, mark: str) -> str:
+    code = {"+": _BEST, "-": _WORST}.get(mark)
+    return text if code is None else f"\x1b[{code}m{text}\x1b[0m"
+
+
+def _columns(comparison: Comparison, workload: Workload) -> list[_Column]:
+    columns = [_Column("engine", 12, lambda summary: summary.engine)]
+    closed = not workload.rate and workload.mode in ("echo", "udp", "churn", "tftp")
+    if closed:
+        columns.append(_metric("requests_per_second", 11))
+        columns.append(_Column("% of C", 7, _of_ceiling))
+        columns.append(_Column("ratio", 19, lambda summary: spoken_ratio(summary.ratios.get("requests_per_second"))))
+    if closed or (workload.rate and workload.mode != "slow"):
+        columns.append(_Column("CPU µs=user+sys", 17 if not closed else 16, _cpu))
+    columns += [_metric(name, 9 if closed else 12) for name in COLUMNS[workload.mode]]
+    if workload.rate and workload.mode != "slow":
+        columns.append(_Column("p99 ratio", 20, lambda summary: spoken_ratio(summary.ratios.get("p99"))))
+    columns.append(_Column("failed", 8, _failed))
+    return columns
+
+
+def _metric(name: str, width: int) -> _Column:
+    metric = METRICS[name]
+
+    def cell(summary: Summary) -> str:
+        found = summary.values.get(name)
+        return metric.show(found.median) if found is not None else "-"
+
+    return _Column(f"{metric.heading} ", width, cell, name)
+
+
+def _of_ceiling(summary: Summary) -> str:
+    return "-" if summary.of_ceiling is None or summary.engine == CEILING else f"{summary.of_ceiling:.0%}"
+
+
+def _cpu(summary: Summary) -> str:
+    values = summary.values
+    if "cpu" not in values:
         return "-"
-    return f"±{(measure.highest - measure.lowest) / 2 / measure.median * 100:.0f} %"
+    return "{}={}+{}".format(*(METRICS[name].show(values[name].median) for name in ("cpu", "cpu_user", "cpu_system")))
+
+
+def _failed(summary: Summary) -> str:
+    if summary.errors:
+        return "error"
+    return str(summary.failures) if summary.rounds else "INVALID"
+
+
+def spoken_ratio(ratio: Ratio | None) -> str:
+    """Return a ratio with its interval, or that there is no difference."""
+    if ratio is None:
+        return "-"
+    if ratio.verdict is Verdict.NO_DIFFERENCE:
+        return "no difference"
+    if ratio.verdict is Verdict.UNKNOWN:
+        return f"{ratio.median:.2f}"
+    return f"{ratio.median:.2f} [{ratio.low:.2f} {ratio.high:.2f}]"
+
+
+def best_and_worst(comparison: Comparison, workload: str, metric: str) -> tuple[str | None, str | None]:
+    """Return the engines with the best and the worst figure that counts; neither where fewer than two differ."""
+    found = {
+        summary.engine: summary.values[metric].median
+        for summary in comparison.summaries(workload)
+        if metric in summary.values and summary.rounds and summary.engine != CEILING
+    }
+    if len(found) < 2 or min(found.values()) == max(found.values()):
+        return None, None
+    low, high = min(found, key=found.__getitem__), max(found, key=found.__getitem__)
+    return (high, low) if METRICS[metric].more_is_better else (low, high)
+
+
+def notes_of(comparison: Comparison) -> list[str]:
+    """Return what a reader must know beside the figures: limits, errors, and each INVALID run with its reason."""
+    notes = []
+    if comparison.environment.get("load_generator") == "python":
+        why = comparison.environment.get("no_compiler") or "it was asked for"
+        notes.append(f"client-limited: the load generator is a Python process ({why}); compare the CPU, not the rates")
+    main = MAIN[comparison.settings.protocol]
+    by_main = {summary.engine: summary for summary in comparison.summaries(main)}
+    busy = [
+        name for name, summary in by_main.items() if (found := summary.values.get("load_busy")) and found.median > 0.9
+    ]
+    if busy:
+        notes.append(f"{main}: the generator used over 90 % of its core with {', '.join(busy)}: at least this rate")
+    floor = comparison.floor(main, "requests_per_second")
+    again = comparison.rounds_of(AGAIN, main, "requests_per_second")
+    how = "the baseline against itself" if again else "the least; the baseline has no second measurement that counts"
+    notes.append(f"noise floor of the rate in {main}: {floor:.1%} ({how})")
+    for summary in comparison.summaries():
+        notes += [f"{summary.engine}, {summary.workload}: {text}" for text in (*summary.errors, *summary.notes)]
+    notes += _invalid(comparison)
+    return list(dict.fromkeys(notes))
+
+
+def _invalid(comparison: Comparison) -> list[str]:
+    """Say which runs do not count, and why; what a whole block has in common is said once."""
+    reasons: dict[tuple[str, int, str], list[str]] = {}
+    for run in comparison.runs:
+        for reason in run.invalid:
+            reasons.setdefault((run.workload, run.round, reason), []).append(run.engine)
+    lines = []
+    for (workload, number, reason), engines in reasons.items():
+        who = ", ".join(engines) if len(engines) <= _MANY else f"{len(engines)} runs"
+        lines.append(f"INVALID: {workload}, round {number}, {who}: {reason}")
+    return lines
+
+
+def _wrapped(note: str) -> str:
+    lines: Sequence[str] = [""]
+    lines = []
+    line = ""
+    for word in note.split(" "):
+        if line and len(line) + 1 + len(word) > WIDTH:
+            lines.append(line)
+            line = "  " + word
+        else:
+            line = f"{line} {word}" if line else word
+    return "\n".join([*lines, line])

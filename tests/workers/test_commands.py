@@ -125,7 +125,7 @@ def test_udp_echo_and_broadcast_answers_by_workers() -> None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             sock.settimeout(5)
             for number in range(5):  # each question has one answer
-                sock.sendto(b"who", ("127.255.255.255", address[1]))
+                sock.sendto(b"who %d" % number, ("127.255.255.255", address[1]))
                 assert sock.recv(100) == b"me", number
             sock.settimeout(0.2)
             with pytest.raises(TimeoutError):

@@ -13,13 +13,14 @@ from typing import Final
 __all__ = ["native_tool"]
 
 _FLAGS: Final = ("-O2", "-Wall")
+_LIBRARIES: Final = ("-lm",)
 
 
 def native_tool(name: str) -> Path:
     """Return the path of a compiled tool, compiling it when its source or the compiler has changed.
 
     Args:
-        name: ``"load"`` and ``"tcp_load"``, the load generators, or ``"echo"``, the echo servers that are the ceiling.
+        name: ``"load"``, the load generator, or ``"echo"``, the echo servers that are the ceiling.
 
     Raises:
         FileNotFoundError: there is no C compiler.
@@ -31,7 +32,7 @@ def native_tool(name: str) -> Path:
         raise FileNotFoundError("no C compiler found: on Debian, apt-get install gcc libc6-dev, or set CC")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
     code = source.read_bytes() + source.with_name("common.h").read_bytes()
-    key = hashlib.sha256(code + version + " ".join(_FLAGS).encode()).hexdigest()[:16]
+    key = hashlib.sha256(code + version + " ".join((*_FLAGS, *_LIBRARIES)).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asyncnet"
     target = cache / f"{name}-{key}"
     if target.exists():
@@ -40,7 +41,7 @@ def native_tool(name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         made = Path(folder) / name
         done = subprocess.run(
-            [compiler, *_FLAGS, "-o", str(made), str(source)], capture_output=True, text=True, check=False
+            [compiler, *_FLAGS, "-o", str(made), str(source), *_LIBRARIES], capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise RuntimeError(f"{compiler} cannot compile {source}: {done.stderr.strip()}")

@@ -1,116 +1,423 @@
-/* Load for servers: one thread, one epoll, every byte checked.
+/* Load for servers: one thread, one epoll, every byte and the order checked.
  *
- *     load udp HOST PORT PEERS SIZE WARM_UP SECONDS
- *     load tftp HOST PORT NAME FILE CLIENTS BLOCK_SIZE WINDOW_SIZE LIMIT
+ *     load echo HOST PORT CONNECTIONS SIZE WARM_UP SECONDS [OPTIONS]
+ *     load churn HOST PORT CONNECTIONS SIZE WARM_UP SECONDS close|reset [OPTIONS]
+ *     load udp HOST PORT PEERS SIZE WARM_UP SECONDS [OPTIONS]
+ *     load hold HOST PORT CONNECTIONS INTERVAL RETRY
+ *     load stall HOST PORT CONNECTIONS BYTES
+ *     load tftp HOST PORT NAME FILE CLIENTS BLOCK_SIZE WINDOW_SIZE LIMIT [SECONDS [OPTIONS]]
  *
- * udp: an echo server. Closed loop: each peer is a connected socket with one datagram in flight; it sends the next one when the echo of the
- * last has arrived. An echo that does not come within RESEND seconds counts as lost. The first eight bytes of a datagram
- * (or all, of a shorter one) carry its number, and every byte is compared.
+ * echo, churn, udp: closed loop unless rate= is given: each connection sends SIZE bytes, and again when they have come back. A
+ * request of the churn is a connection of its own: connect, send, wait for the echo, end, by close() or by a reset. A
+ * datagram that does not come back within RESEND seconds is lost. A load ends early when the server has closed
+ * everything.
  *
- * tftp: every client downloads NAME once, all at the same time, and compares it with FILE; LIMIT is in seconds. Block size
- * 0 asks for no option at all. A client reads datagram by datagram, as most do, and acknowledges a gap once, and again
- * after 2 ms.
+ * rate=R makes an open loop of R requests a second, with arrivals=constant or arrivals=poisson (and seed=N). The latency then counts
+ * from the moment at which a request was to be sent, also when every connection was busy at that moment; "service" counts from
+ * when it was sent, and "lag" is how late the generator itself was, when a connection was free. steady=WINDOW ends the
+ * warm-up as soon as the rates of three windows, in seconds, differ by 5 % at most.
  *
- * Standard output: the line "measuring" when the warm-up is over, then one line of JSON. Times are in seconds.
+ * hold: keeps connections open until standard input ends. Each sends a byte every INTERVAL seconds (0: never); one that
+ * the server closes comes back after RETRY seconds (0: never).
+ *
+ * stall: each connection sends a line and reads nothing until standard input ends; then it reads BYTES bytes, where byte
+ * i is i modulo 251, and compares them.
+ *
+ * tftp: every client downloads NAME once, all at the same time, and compares it with FILE; LIMIT is in seconds. With
+ * SECONDS, it downloads again and again for that time, or at rate= transfers a second. Block size 0 asks for no option at
+ * all. A client reads datagram by datagram, as most do, and acknowledges a gap once, and again after 2 ms.
+ *
+ * The first eight bytes of a request carry its number, and every byte is compared; the last one is a line feed over TCP.
+ * TCP clients have 200 addresses, from 127.0.0.2 on, when the server is on loopback, so that ports do not run out.
+ *
+ * Standard output: the line "measuring" when the warm-up is over, or all connections are there, then one line of JSON.
+ * Times are in seconds.
  */
 #include "common.h"
 
 #include <fcntl.h>
+#include <netinet/tcp.h>
 #include <strings.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 
 #define RESEND 0.2
-#define MAX_SIZE 65507
+#define MAX_SIZE (1 << 20)
+#define MAX_DATAGRAM 65507
 #define MAX_EVENTS 512
+#define ADDRESSES 200
+#define CONNECT_WITHIN 10
 
-struct peer {
-    int fd;
-    uint64_t number, sent_at;
+enum kind { ECHO, CHURN, UDP };
+
+struct connection {
+    int fd, connected, wants_room, busy;
+    uint64_t number, answered, due, intended, started_at;
+    size_t sent, got;
 };
 
-static size_t size;
-static unsigned char message[MAX_SIZE], answer[MAX_SIZE + 1];
+static struct sockaddr_in server;
+static size_t size = 1;
+static unsigned char message[MAX_SIZE], answer[MAX_SIZE];
+static int epoll_fd, resets;
+static enum kind kind;
+static uint64_t opened, refused, closed_by_server, wrong, lost, late, doubled;
 
-static void stamp(const struct peer *peer, uint64_t index) {
-    uint64_t mark = index << 40 | (peer->number & 0xffffffffff);
-    memcpy(message, &mark, size < 8 ? size : 8);
-}
-
-static int send_next(struct peer *peer, uint64_t index, uint64_t now) {
-    peer->number++;
-    peer->sent_at = now;
-    stamp(peer, index);
-    return send(peer->fd, message, size, 0) == (ssize_t)size;
-}
-
-static int run_udp(struct sockaddr_in server, int count, double warm_up, double seconds) {
-    struct peer *peers = calloc((size_t)count, sizeof *peers);
-    int epoll = epoll_create1(0);
-    if (!peers || epoll < 0) return fail("epoll");
-    for (int i = 0; i < count; i++) {
-        peers[i].fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
-        if (peers[i].fd < 0) return fail("socket");
-        if (connect(peers[i].fd, (void *)&server, sizeof server)) return fail("connect");
-        struct epoll_event event = {EPOLLIN, {.u32 = (uint32_t)i}};
-        if (epoll_ctl(epoll, EPOLL_CTL_ADD, peers[i].fd, &event)) return fail("epoll_ctl");
-    }
-    for (size_t i = 0; i < MAX_SIZE; i++) message[i] = (unsigned char)(i * 31);
-
-    uint64_t answers = 0, all = 0, lost = 0, wrong = 0, refused = 0, resend = (uint64_t)(RESEND * 1e9);
-    uint64_t begin = now_ns(), measure = begin + (uint64_t)(warm_up * 1e9), end = UINT64_MAX, next_scan = begin + resend;
-    double cpu = 0;
-    for (int i = 0; i < count; i++) refused += !send_next(&peers[i], (uint64_t)i, now_ns());
-    for (;;) {
-        struct epoll_event events[MAX_EVENTS];
-        int ready = epoll_wait(epoll, events, MAX_EVENTS, 20);
-        uint64_t now = now_ns();
-        if (end == UINT64_MAX && now >= measure) {
-            puts("measuring");
-            fflush(stdout);
-            memset(histogram, 0, sizeof histogram);
-            answers = lost = wrong = refused = 0;
-            cpu = cpu_seconds();
-            measure = now_ns();
-            end = measure + (uint64_t)(seconds * 1e9);
-        }
-        if (now >= end) break;
-        for (int i = 0; i < ready; i++) {
-            uint64_t index = events[i].data.u32;
-            struct peer *peer = &peers[index];
-            ssize_t got = recv(peer->fd, answer, sizeof answer, 0);
-            if (got < 0) {
-                refused += errno != EAGAIN;
-                continue;
-            }
-            stamp(peer, index);
-            if ((size_t)got != size || memcmp(answer, message, size)) {
-                wrong++; /* also the late echo of a datagram that was counted as lost */
-                continue;
-            }
-            now = now_ns();
-            histogram[bucket_of(now - peer->sent_at)]++;
-            answers++;
-            all++;
-            refused += !send_next(peer, index, now);
-        }
-        if (now >= next_scan) {
-            next_scan = now + resend / 4;
-            for (int i = 0; i < count; i++)
-                if (now - peers[i].sent_at >= resend) {
-                    lost++;
-                    send_next(&peers[i], (uint64_t)i, now);
-                }
+static int open_connection(struct connection *c, uint32_t index) {
+    int one = 1;
+    c->fd = socket(AF_INET, (kind == UDP ? SOCK_DGRAM : SOCK_STREAM) | SOCK_NONBLOCK, 0);
+    if (c->fd < 0) return -1;
+    c->sent = c->got = 0;
+    c->connected = kind == UDP;
+    c->wants_room = kind != UDP;
+    if (kind != UDP) {
+        setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+        if (ntohl(server.sin_addr.s_addr) >> 24 == 127) {
+            struct sockaddr_in own = {.sin_family = AF_INET};
+            own.sin_addr.s_addr = htonl(0x7f000002u + (uint32_t)(opened++ % ADDRESSES));
+            setsockopt(c->fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
+            bind(c->fd, (void *)&own, sizeof own);
         }
     }
-    double elapsed = (double)(now_ns() - measure) / 1e9;
-    cpu = cpu_seconds() - cpu;
-    printf("{\"requests\": %lu, \"all_requests\": %lu, \"seconds\": %.6f, \"p50\": %.9f, \"p99\": %.9f, \"p999\": %.9f, "
-           "\"lost\": %lu, \"wrong\": %lu, \"refused\": %lu, \"cpu_seconds\": %.6f}\n",
-           answers, all, elapsed, percentile(answers, 0.5), percentile(answers, 0.99), percentile(answers, 0.999),
-           lost, wrong, refused, cpu);
+    if (connect(c->fd, (void *)&server, sizeof server) && errno != EINPROGRESS) return -1;
+    struct epoll_event event = {EPOLLIN | (kind == UDP ? 0 : EPOLLOUT), {.u32 = index}};
+    return epoll_ctl(epoll_fd, EPOLL_CTL_ADD, c->fd, &event);
+}
+
+static void watch(struct connection *c, uint32_t index, int wants_room) {
+    if (c->wants_room == wants_room) return;
+    c->wants_room = wants_room;
+    struct epoll_event event = {EPOLLIN | (wants_room ? EPOLLOUT : 0), {.u32 = index}};
+    epoll_ctl(epoll_fd, EPOLL_CTL_MOD, c->fd, &event);
+}
+
+static void end_connection(struct connection *c) {
+    struct linger hard = {1, 0};
+    if (resets) setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
+    close(c->fd);
+    c->fd = -1;
+}
+
+static void stamp(const struct connection *c, uint32_t index) {
+    uint64_t mark = (uint64_t)index << 40 | (c->number & 0xffffffffff);
+    size_t most = kind == UDP ? size : size - 1;
+    memcpy(message, &mark, most < 8 ? most : 8);
+}
+
+/* Send what is left of the request; -1: the connection is lost. */
+static int send_more(struct connection *c, uint32_t index) {
+    if (!c->busy) {
+        watch(c, index, 0);
+        return 0;
+    }
+    stamp(c, index);
+    while (c->sent < size) {
+        ssize_t n = send(c->fd, message + c->sent, size - c->sent, MSG_NOSIGNAL);
+        if (n < 0) {
+            if (errno != EAGAIN) return -1;
+            break;
+        }
+        c->sent += (size_t)n;
+    }
+    watch(c, index, c->sent < size);
     return 0;
 }
+
+/* Take what has come; 1: the echo is complete, -1: the connection is lost. */
+static int take(struct connection *c, uint32_t index) {
+    ssize_t n = recv(c->fd, answer, sizeof answer, 0);
+    if (n < 0 && errno == EAGAIN) return 0;
+    if (n <= 0) return -1;
+    stamp(c, index);
+    if (!c->busy || (size_t)n > c->sent - c->got || memcmp(answer, message + c->got, (size_t)n)) {
+        wrong++;
+        return -1;
+    }
+    c->got += (size_t)n;
+    return c->got == size;
+}
+
+/* The same for a datagram. A peer has one request on its way, so an older number is an answer that came too late, or
+ * that has come before. */
+static int take_datagram(struct connection *c, uint32_t index) {
+    ssize_t n = recv(c->fd, answer, sizeof answer, 0);
+    if (n < 0) {
+        refused += errno != EAGAIN;
+        return 0;
+    }
+    stamp(c, index);
+    if (c->busy && (size_t)n == size && !memcmp(answer, message, size)) {
+        c->answered = c->number;
+        return 1;
+    }
+    uint64_t mark = 0;
+    if (size >= 8 && n >= 8) memcpy(&mark, answer, 8);
+    if ((size_t)n == size && size >= 8 && mark >> 40 == index && (mark & 0xffffffffff) <= c->number) {
+        if ((mark & 0xffffffffff) == c->answered) doubled++;
+        else if (c->busy && (mark & 0xffffffffff) == c->number) wrong++;
+        else late++;
+    } else wrong++;
+    return 0;
+}
+
+/* Give a connection its next request. */
+static int start(struct connection *c, uint32_t index, uint64_t intended, uint64_t now) {
+    c->number++;
+    c->busy = 1;
+    c->intended = intended;
+    c->started_at = now;
+    c->sent = c->got = 0;
+    if (kind == CHURN) return open_connection(c, index);
+    if (!c->connected) return 0; /* it leaves when the connection is there */
+    if (kind != UDP) return send_more(c, index);
+    stamp(c, index);
+    refused += send(c->fd, message, size, 0) != (ssize_t)size;
+    return 0;
+}
+
+/* An open loop's requests go to the connections that are free; those that find none keep their time. */
+static uint32_t *idle, idle_count, first_idle, places; /* a ring: the one that is free longest comes first */
+
+static void make_idle(uint32_t index) {
+    idle[(first_idle + idle_count++) % places] = index;
+}
+
+static void start_waiting(struct connection *all) {
+    while (idle_count && first_waiting < past_waiting) {
+        uint64_t intended = waiting[first_waiting % MOST_WAITING], now = now_ns();
+        uint32_t index = idle[first_idle];
+        first_idle = (first_idle + 1) % places;
+        idle_count--;
+        struct connection *c = &all[index];
+        first_waiting++;
+        if (intended >= c->due) record(&lag, now - intended);
+        if (start(c, index, intended, now)) {
+            closed_by_server++;
+            if (c->fd >= 0) end_connection(c);
+            c->busy = 0;
+            if (kind == CHURN) make_idle(index);
+        }
+    }
+}
+
+static void finish(struct connection *c, uint32_t index, uint64_t now) {
+    c->busy = 0;
+    c->due = now; /* free since then */
+    if (rate > 0) make_idle(index);
+}
+
+/* What has not come back in time is lost, and its peer goes on. */
+static void find_lost(struct connection *all, int count, uint64_t now) {
+    for (int i = 0; i < count; i++) {
+        struct connection *c = &all[i];
+        if (!c->busy || now < c->started_at + (uint64_t)(RESEND * 1e9)) continue; /* it may be younger than now */
+        lost++;
+        if (rate > 0) finish(c, (uint32_t)i, now);
+        else start(c, (uint32_t)i, now, now);
+    }
+}
+
+static int begin_connections(struct connection *all, int count) {
+    for (size_t i = 0; i < MAX_SIZE; i++) message[i] = (unsigned char)(i * 31 + (i >> 8));
+    if (kind != UDP) message[size - 1] = '\n'; /* for servers of lines */
+    for (int i = 0; i < count; i++) {
+        uint64_t now = now_ns();
+        all[i].fd = -1;
+        if (kind != CHURN && open_connection(&all[i], (uint32_t)i)) return fail("connect");
+        if (rate > 0) make_idle((uint32_t)i);
+        else if (start(&all[i], (uint32_t)i, now, now)) return fail("connect");
+    }
+    return 0;
+}
+
+/* One event of one connection; 1: a request is answered, -1: the connection is lost. */
+static int handle(struct connection *c, uint32_t index, uint32_t events) {
+    int done = 0;
+    if (c->fd < 0) return 0;
+    if (kind == UDP) return take_datagram(c, index);
+    if (events & EPOLLOUT && !(events & (EPOLLERR | EPOLLHUP))) {
+        c->connected = 1;
+        done = send_more(c, index);
+    }
+    if (done >= 0 && events & (EPOLLIN | EPOLLERR | EPOLLHUP)) done = take(c, index);
+    return done;
+}
+
+static int run_loop(int count, double warm_up, double seconds) {
+    struct connection *all = calloc((size_t)count, sizeof *all);
+    places = (uint32_t)count;
+    idle = calloc(places, sizeof *idle);
+    if (!all || !idle) return fail("memory");
+    uint64_t answers = 0, all_answers = 0, next_scan = 0;
+    int open = count;
+    begin_warm_up(warm_up);
+    if (begin_connections(all, count)) return 1;
+    while (open) {
+        struct epoll_event events[MAX_EVENTS];
+        int ready = wait_for_events(epoll_fd, events, MAX_EVENTS, 20);
+        uint64_t now = now_ns();
+        if (is_warm(now, all_answers)) {
+            begin_measuring(seconds);
+            answers = refused = closed_by_server = wrong = lost = late = doubled = 0;
+        }
+        if (now >= measure_end) break;
+        take_due(now);
+        start_waiting(all);
+        for (int i = 0; i < ready; i++) {
+            uint32_t index = events[i].data.u32;
+            struct connection *c = &all[index];
+            int done = handle(c, index, events[i].events);
+            if (done == 0) continue;
+            now = now_ns();
+            if (done > 0) {
+                record(&latency, now - c->intended);
+                record(&service, now - c->started_at);
+                answers++;
+                all_answers++;
+                if (kind == CHURN) end_connection(c);
+                finish(c, index, now);
+                if (rate <= 0) done = start(c, index, now, now);
+                if (done >= 0) continue;
+            }
+            if (c->connected || kind != CHURN) closed_by_server++;
+            else refused++;
+            if (c->fd >= 0) end_connection(c);
+            int was_connected = c->connected;
+            if (c->busy && kind == CHURN && was_connected) { /* one connection broke, the server may go on */
+                finish(c, index, now);
+                if (rate > 0 || !start(c, index, now, now)) continue;
+            }
+            open--;
+        }
+        start_waiting(all);
+        if (kind == UDP && now >= next_scan) {
+            next_scan = now + (uint64_t)(RESEND * 1e9) / 4;
+            find_lost(all, count, now);
+        }
+    }
+    if (measure_end == UINT64_MAX) return fail("every connection is lost");
+    print_result(answers, all_answers);
+    printf("\"closed\": %lu, \"refused\": %lu, \"wrong\": %lu, \"lost\": %lu, \"late\": %lu, \"doubled\": %lu, ",
+           closed_by_server, refused, wrong, lost, late, doubled);
+    print_histogram(&latency);
+    puts("}");
+    return 0;
+}
+
+
+static int run_hold(int count, double interval, double retry) {
+    struct connection *all = calloc((size_t)count, sizeof *all);
+    struct pollfd input = {.fd = 0, .events = POLLIN};
+    uint64_t step = (uint64_t)(interval * 1e9), pause = (uint64_t)(retry * 1e9), sent = 0, begin = now_ns();
+    uint64_t next_scan = begin;
+    int connected = 0, settled = 0, told = 0;
+    if (!all) return fail("memory");
+    for (int i = 0; i < count; i++) {
+        if (open_connection(&all[i], (uint32_t)i)) return fail("connect");
+        all[i].due = begin + (step ? step * (uint64_t)i / (uint64_t)count : 0); /* spread over the interval */
+        if (i % 64 == 63) usleep(1000); /* the backlog of the server is not what is measured */
+    }
+    while (!(poll(&input, 1, 0) > 0 && read(0, answer, 1) <= 0)) {
+        struct epoll_event events[MAX_EVENTS];
+        int ready = epoll_wait(epoll_fd, events, MAX_EVENTS, 5);
+        uint64_t now = now_ns();
+        for (int i = 0; i < ready; i++) {
+            uint32_t index = events[i].data.u32;
+            struct connection *c = &all[index];
+            int lost = 0;
+            if (events[i].events & EPOLLOUT && !(events[i].events & EPOLLERR) && !c->connected) {
+                c->connected = 1;
+                connected++;
+                settled++;
+                watch(c, index, 0);
+            }
+            if (events[i].events & (EPOLLIN | EPOLLERR | EPOLLHUP)) {
+                ssize_t n = recv(c->fd, answer, sizeof answer, 0);
+                lost = n == 0 || (n < 0 && errno != EAGAIN);
+            }
+            if (lost) {
+                if (c->connected) closed_by_server++, connected--;
+                else refused++, settled++;
+                end_connection(c);
+                c->due = now + pause;
+            }
+        }
+        if (!told && (settled >= count || now - begin > CONNECT_WITHIN * 1000000000ull)) {
+            told = 1;
+            puts("measuring");
+            fflush(stdout);
+        }
+        if (now < next_scan || (!step && !pause)) continue;
+        next_scan = now + 5000000;
+        for (int i = 0; i < count; i++) {
+            struct connection *c = &all[i];
+            if (now < c->due) continue;
+            if (c->fd < 0 && pause && open_connection(c, (uint32_t)i)) c->due = now + pause;
+            if (c->fd >= 0 && c->connected && step) {
+                sent += send(c->fd, "x", 1, MSG_NOSIGNAL) == 1;
+                c->due += step;
+            }
+        }
+    }
+    printf("{\"generator\": \"c\", \"open\": %d, \"closed\": %lu, \"refused\": %lu, \"bytes\": %lu, \"seconds\": %.6f, \"cpu_seconds\": %.6f}\n",
+           connected, closed_by_server, refused, sent, (double)(now_ns() - begin) / 1e9, cpu_seconds());
+    return 0;
+}
+
+/* Connections that ask for much and read nothing, until standard input ends. */
+static int run_stall(int count, uint64_t bytes) {
+    struct connection *all = calloc((size_t)count, sizeof *all);
+    struct pollfd input = {.fd = 0, .events = POLLIN};
+    uint64_t begin = now_ns(), total = 0;
+    int connected = 0, complete = 0, told = 0, left = count, reading = 0;
+    if (!all) return fail("memory");
+    for (int i = 0; i < count; i++)
+        if (open_connection(&all[i], (uint32_t)i)) return fail("connect");
+    while (left) {
+        struct epoll_event events[MAX_EVENTS];
+        int ready = epoll_wait(epoll_fd, events, MAX_EVENTS, 5);
+        if (!told && (connected == count || now_ns() - begin > CONNECT_WITHIN * 1000000000ull)) {
+            told = 1;
+            puts("measuring");
+            fflush(stdout);
+        }
+        if (!reading && poll(&input, 1, 0) > 0 && read(0, answer, 1) <= 0) {
+            reading = 1;
+            for (int i = 0; i < count; i++) {
+                struct epoll_event event = {EPOLLIN, {.u32 = (uint32_t)i}};
+                if (all[i].fd >= 0) epoll_ctl(epoll_fd, EPOLL_CTL_MOD, all[i].fd, &event);
+            }
+        }
+        for (int i = 0; i < ready; i++) {
+            struct connection *c = &all[events[i].data.u32];
+            if (!c->connected && events[i].events & EPOLLOUT && !(events[i].events & EPOLLERR)) {
+                struct epoll_event event = {0, {.u32 = events[i].data.u32}};
+                c->connected = send(c->fd, "x\n", 2, MSG_NOSIGNAL) == 2;
+                connected += c->connected;
+                epoll_ctl(epoll_fd, EPOLL_CTL_MOD, c->fd, &event);
+                continue;
+            }
+            ssize_t n = reading || !c->connected ? recv(c->fd, answer, sizeof answer, 0) : -1;
+            if (n < 0 && reading && errno == EAGAIN) continue;
+            for (ssize_t k = 0; k < n; k++)
+                if (answer[k] != (c->got + (size_t)k) % 251) {
+                    wrong++;
+                    n = 0;
+                }
+            if (n > 0) c->got += (size_t)n, total += (uint64_t)n;
+            if (n > 0 && c->got < bytes) continue;
+            if (c->got == bytes) complete++;
+            else closed_by_server++; /* also one that was reset while it did not read */
+            end_connection(c);
+            left--;
+        }
+    }
+    printf("{\"generator\": \"c\", \"complete\": %d, \"closed\": %lu, \"wrong\": %lu, \"bytes\": %lu, \"seconds\": %.6f}\n",
+           complete, closed_by_server, wrong, total, (double)(now_ns() - begin) / 1e9);
+    return 0;
+}
+
 
 /* TFTP downloads: each client is a socket of its own, and compares every block with the original file. */
 
@@ -119,32 +426,33 @@ static int run_udp(struct sockaddr_in server, int count, double warm_up, double 
 #define PER_EVENT 64              /* datagrams read from one socket before the next has its turn */
 
 struct download {
-    int fd, known, over, failed, in_window, block_size, window_size;
+    int fd, known, over, in_window, block_size, window_size;
     struct sockaddr_in peer;
-    uint64_t next, received, sent_at, gap, gap_at, seconds_ns;
+    uint64_t next, received, intended, started_at, sent_at, gap, gap_at;
     unsigned char last[600];
     size_t last_length;
 };
 
-static int compare_times(const void *a, const void *b) {
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-    return x < y ? -1 : x > y;
-}
+/* What is downloaded, and how it goes. */
+static const char *wanted;
+static const unsigned char *original;
+static uint64_t original_bytes, resent, gaps, total_bytes, done, failed;
+static int block_size, window_size;
 
-static void send_last(struct download *d, const struct sockaddr_in *server, uint64_t now) {
-    const struct sockaddr_in *to = d->known ? &d->peer : server;
+static void send_last(struct download *d, uint64_t now) {
+    const struct sockaddr_in *to = d->known ? &d->peer : &server;
     sendto(d->fd, d->last, d->last_length, 0, (const void *)to, sizeof *to);
     d->sent_at = now;
 }
 
-static void acknowledge(struct download *d, uint64_t block, const struct sockaddr_in *server, uint64_t now) {
+static void acknowledge(struct download *d, uint64_t block, uint64_t now) {
     d->last[0] = 0, d->last[1] = 4, d->last[2] = (unsigned char)(block >> 8), d->last[3] = (unsigned char)block;
     d->last_length = 4;
     d->in_window = 0;
-    send_last(d, server, now);
+    send_last(d, now);
 }
 
-static void take_options(struct download *d, const char *at, const char *end) {
+static void take_oack(struct download *d, const char *at, const char *end) {
     while (at < end) {
         const char *value = at + strnlen(at, (size_t)(end - at)) + 1;
         if (value >= end) return;
@@ -160,11 +468,11 @@ static size_t put_text(unsigned char *at, const char *text) {
     return length;
 }
 
-static size_t make_request(unsigned char *packet, const char *name, int block_size, int window_size) {
+static size_t make_request(unsigned char *packet) {
     char number[16];
     size_t length = 2;
     packet[0] = 0, packet[1] = 1;
-    length += put_text(packet + length, name);
+    length += put_text(packet + length, wanted);
     length += put_text(packet + length, "octet");
     if (block_size) {
         snprintf(number, sizeof number, "%d", block_size);
@@ -179,117 +487,186 @@ static size_t make_request(unsigned char *packet, const char *name, int block_si
     return length;
 }
 
-static int run_tftp(struct sockaddr_in server, const char *name, const char *path, int count, int block_size,
-                    int window_size, double limit) {
-    int file = open(path, O_RDONLY), epoll = epoll_create1(0), left = count;
-    struct stat status;
-    if (file < 0 || fstat(file, &status)) return fail(path);
-    uint64_t bytes = (uint64_t)status.st_size;
-    const unsigned char *original = bytes ? mmap(NULL, bytes, PROT_READ, MAP_SHARED, file, 0) : NULL;
-    struct download *all = calloc((size_t)count, sizeof *all);
-    if (original == MAP_FAILED || !all || epoll < 0) return fail("memory");
-    uint64_t resent = 0, gaps = 0, wrong = 0, total = 0;
-    puts("measuring");
-    fflush(stdout);
-    double cpu = cpu_seconds();
-    uint64_t begin = now_ns(), give_up = begin + (uint64_t)(limit * 1e9), next_scan = begin;
-    for (int i = 0; i < count; i++) {
-        struct download *d = &all[i];
-        int buffer = 2 << 20;
-        d->fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
-        if (d->fd < 0) return fail("socket");
-        setsockopt(d->fd, SOL_SOCKET, SO_RCVBUF, &buffer, sizeof buffer);
-        struct epoll_event event = {EPOLLIN, {.u32 = (uint32_t)i}};
-        if (epoll_ctl(epoll, EPOLL_CTL_ADD, d->fd, &event)) return fail("epoll_ctl");
-        d->next = 1, d->window_size = 1, d->block_size = 512;
-        d->last_length = make_request(d->last, name, block_size, window_size);
-        send_last(d, &server, now_ns());
-    }
-    while (left) {
-        struct epoll_event events[MAX_EVENTS];
-        int ready = epoll_wait(epoll, events, MAX_EVENTS, 50);
-        uint64_t now = now_ns();
-        if (now > give_up) break;
-        for (int i = 0; i < ready; i++) {
-            struct download *d = &all[events[i].data.u32];
-            for (int turn = 0; turn < PER_EVENT; turn++) {
-                struct sockaddr_in from;
-                socklen_t from_length = sizeof from;
-                ssize_t got = recvfrom(d->fd, answer, sizeof answer, 0, (void *)&from, &from_length);
-                if (got < 4) break;
-                if (d->over) continue;
-                if (!d->known) d->peer = from, d->known = 1;
-                if (from.sin_port != d->peer.sin_port) continue;
-                unsigned opcode = answer[1], number = (unsigned)answer[2] << 8 | answer[3];
-                if (opcode == 5) {
-                    fprintf(stderr, "load: the server says: %.100s\n", answer + 4);
-                    d->over = d->failed = 1;
-                    left--;
-                } else if (opcode == 6 && d->next == 1 && !d->received) {
-                    take_options(d, (char *)answer + 2, (char *)answer + got);
-                    acknowledge(d, 0, &server, now);
-                } else if (opcode == 3 && number == (d->next & 0xffff)) {
-                    uint64_t length = (uint64_t)got - 4;
-                    if (d->received + length > bytes || memcmp(original + d->received, answer + 4, length)) wrong++;
-                    d->received += length;
-                    int last = length < (uint64_t)d->block_size;
-                    if (++d->in_window >= d->window_size || last) acknowledge(d, d->next, &server, now);
-                    d->next++;
-                    if (last) {
-                        d->over = 1;
-                        d->failed = d->received != bytes;
-                        d->seconds_ns = now_ns() - begin;
-                        left--;
-                    }
-                } else if (opcode == 3) {
-                    gaps++;
-                    if (d->gap != d->next || now - d->gap_at > GAP_QUIET) {
-                        d->gap = d->next, d->gap_at = now;
-                        if (d->window_size > 1 || number == ((d->next - 1) & 0xffff))
-                            acknowledge(d, d->next - 1, &server, now);
-                    }
-                }
-            }
-        }
-        if (now >= next_scan) {
-            next_scan = now + CLIENT_RESEND / 5;
-            for (int i = 0; i < count; i++)
-                if (!all[i].over && now - all[i].sent_at > CLIENT_RESEND) {
-                    resent++;
-                    send_last(&all[i], &server, now);
-                }
-        }
-    }
-    double elapsed = (double)(now_ns() - begin) / 1e9;
-    cpu = cpu_seconds() - cpu;
-    uint64_t *times = calloc((size_t)count, sizeof *times);
-    int done = 0;
-    for (int i = 0; i < count; i++) {
-        total += all[i].received;
-        if (all[i].over && !all[i].failed) times[done++] = all[i].seconds_ns;
-    }
-    qsort(times, (size_t)done, sizeof *times, compare_times);
-    printf("{\"bytes\": %lu, \"seconds\": %.6f, \"done\": %d, \"failed\": %d, \"wrong\": %lu, \"p50\": %.6f, "
-           "\"p99\": %.6f, \"max\": %.6f, \"resent\": %lu, \"gaps\": %lu, \"cpu_seconds\": %.6f}\n",
-           total, elapsed, done, count - done, wrong, done ? times[done / 2] / 1e9 : 0.0,
-           done ? times[(int)(done * 0.99)] / 1e9 : 0.0, done ? times[done - 1] / 1e9 : 0.0, resent, gaps, cpu);
+/* Every transfer has a socket of its own, as its server tells transfers apart by their ports. */
+static int begin_download(struct download *d, uint32_t index, uint64_t intended, uint64_t now) {
+    int buffer = 2 << 20;
+    *d = (struct download){.next = 1, .window_size = 1, .block_size = 512, .intended = intended, .started_at = now};
+    d->fd = socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+    if (d->fd < 0) return fail("socket");
+    setsockopt(d->fd, SOL_SOCKET, SO_RCVBUF, &buffer, sizeof buffer);
+    struct epoll_event event = {EPOLLIN, {.u32 = index}};
+    if (epoll_ctl(epoll_fd, EPOLL_CTL_ADD, d->fd, &event)) return fail("epoll_ctl");
+    d->last_length = make_request(d->last);
+    send_last(d, now);
     return 0;
 }
 
-int main(int argc, char **argv) {
-    struct sockaddr_in server;
-    if (argc == 8 && !strcmp(argv[1], "udp") && is_address(argv[2], argv[3], &server)) {
-        int peers = atoi(argv[4]);
-        size = (size_t)atol(argv[5]);
-        if (peers > 0 && size > 0 && size <= MAX_SIZE)
-            return run_udp(server, peers, atof(argv[6]), atof(argv[7]));
+/* Take one packet; 1: the transfer is over. */
+static int take_packet(struct download *d, size_t got, uint64_t now) {
+    unsigned opcode = answer[1], number = (unsigned)answer[2] << 8 | answer[3];
+    if (opcode == 5) {
+        if (!failed++) fprintf(stderr, "load: the server says: %.100s\n", answer + 4);
+        return 1;
     }
-    if (argc == 10 && !strcmp(argv[1], "tftp") && is_address(argv[2], argv[3], &server) && strlen(argv[4]) < 400) {
-        int clients = atoi(argv[6]);
-        if (clients > 0)
-            return run_tftp(server, argv[4], argv[5], clients, atoi(argv[7]), atoi(argv[8]), atof(argv[9]));
+    if (opcode == 6 && d->next == 1 && !d->received) {
+        take_oack(d, (char *)answer + 2, (char *)answer + got);
+        acknowledge(d, 0, now);
+    } else if (opcode == 3 && number == (d->next & 0xffff)) {
+        uint64_t length = got - 4;
+        if (d->received + length > original_bytes || memcmp(original + d->received, answer + 4, length)) wrong++;
+        d->received += length;
+        total_bytes += length;
+        int last = length < (uint64_t)d->block_size;
+        if (++d->in_window >= d->window_size || last) acknowledge(d, d->next, now);
+        d->next++;
+        if (!last) return 0;
+        now = now_ns();
+        if (d->received == original_bytes) {
+            record(&latency, now - d->intended);
+            record(&service, now - d->started_at);
+            done++;
+        } else failed++;
+        return 1;
+    } else if (opcode == 3) {
+        gaps++;
+        if (d->gap == d->next && now - d->gap_at <= GAP_QUIET) return 0;
+        d->gap = d->next, d->gap_at = now;
+        if (d->window_size > 1 || number == ((d->next - 1) & 0xffff)) acknowledge(d, d->next - 1, now);
     }
-    fputs("usage: load udp HOST PORT PEERS SIZE WARM_UP SECONDS\n"
-          "       load tftp HOST PORT NAME FILE CLIENTS BLOCK_SIZE WINDOW_SIZE LIMIT\n", stderr);
+    return 0;
+}
+
+static int take_packets(struct download *d, uint64_t now) {
+    for (int turn = 0; turn < PER_EVENT; turn++) {
+        struct sockaddr_in from;
+        socklen_t from_length = sizeof from;
+        ssize_t got = recvfrom(d->fd, answer, sizeof answer, 0, (void *)&from, &from_length);
+        if (got < 4) return 0;
+        if (!d->known) d->peer = from, d->known = 1;
+        if (from.sin_port == d->peer.sin_port && take_packet(d, (size_t)got, now)) return 1;
+    }
+    return 0;
+}
+
+/* A client that hears nothing for a second asks again. */
+static void send_again(struct download *all, int count, uint64_t now) {
+    for (int i = 0; i < count; i++)
+        if (!all[i].over && now > all[i].sent_at + CLIENT_RESEND) {
+            resent++;
+            send_last(&all[i], now);
+        }
+}
+
+static int start_downloads(struct download *all) {
+    while (idle_count && first_waiting < past_waiting) {
+        uint64_t intended = waiting[first_waiting++ % MOST_WAITING], now = now_ns();
+        uint32_t index = idle[first_idle];
+        first_idle = (first_idle + 1) % places;
+        idle_count--;
+        if (intended >= all[index].sent_at) record(&lag, now - intended);
+        if (begin_download(&all[index], index, intended, now)) return 1;
+    }
+    return 0;
+}
+
+/* Each client once, or again and again for some seconds. */
+static int run_tftp(int count, double limit, double seconds) {
+    struct download *all = calloc((size_t)count, sizeof *all);
+    int left = count;
+    uint64_t next_scan = 0, all_done = 0;
+    places = (uint32_t)count;
+    idle = calloc(places, sizeof *idle);
+    if (!all || !idle) return fail("memory");
+    begin_warm_up(0);
+    begin_measuring(seconds > 0 ? seconds : limit);
+    for (int i = 0; i < count; i++) {
+        all[i].over = 1;
+        uint64_t now = now_ns();
+        if (rate > 0) make_idle((uint32_t)i);
+        else if (begin_download(&all[i], (uint32_t)i, now, now)) return 1;
+    }
+    while (left) {
+        struct epoll_event events[MAX_EVENTS];
+        int ready = wait_for_events(epoll_fd, events, MAX_EVENTS, 50);
+        uint64_t now = now_ns();
+        if (now > measure_end) break;
+        take_due(now);
+        if (start_downloads(all)) return 1;
+        for (int i = 0; i < ready; i++) {
+            uint32_t index = events[i].data.u32;
+            struct download *d = &all[index];
+            if (d->over || !take_packets(d, now)) continue;
+            close(d->fd);
+            d->over = 1;
+            now = now_ns();
+            d->sent_at = now;
+            all_done++;
+            if (rate > 0) make_idle(index);
+            else if (seconds <= 0) left--;
+            else if (begin_download(d, index, now, now)) return 1;
+        }
+        if (now >= next_scan) {
+            next_scan = now + CLIENT_RESEND / 5;
+            send_again(all, count, now);
+        }
+    }
+    print_result(done, all_done);
+    printf("\"bytes\": %lu, \"done\": %lu, \"failed\": %lu, \"wrong\": %lu, \"resent\": %lu, \"gaps\": %lu, ",
+           total_bytes, done, seconds > 0 ? failed : (uint64_t)count - done, wrong, resent, gaps);
+    print_histogram(&latency);
+    puts("}");
+    return 0;
+}
+
+static int open_original(const char *path) {
+    int file = open(path, O_RDONLY);
+    struct stat status;
+    if (file < 0 || fstat(file, &status)) return fail(path);
+    original_bytes = (uint64_t)status.st_size;
+    if (original_bytes) original = mmap(NULL, original_bytes, PROT_READ, MAP_SHARED, file, 0);
+    return original == MAP_FAILED ? fail(path) : 0;
+}
+
+static int usage(void) {
+    fputs("usage: load echo HOST PORT CONNECTIONS SIZE WARM_UP SECONDS [OPTIONS]\n"
+          "       load churn HOST PORT CONNECTIONS SIZE WARM_UP SECONDS close|reset [OPTIONS]\n"
+          "       load udp HOST PORT PEERS SIZE WARM_UP SECONDS [OPTIONS]\n"
+          "       load hold HOST PORT CONNECTIONS INTERVAL RETRY\n"
+          "       load stall HOST PORT CONNECTIONS BYTES\n"
+          "       load tftp HOST PORT NAME FILE CLIENTS BLOCK_SIZE WINDOW_SIZE LIMIT [SECONDS [OPTIONS]]\n"
+          "options: rate=R arrivals=constant|poisson seed=N steady=WINDOW\n", stderr);
     return 2;
+}
+
+int main(int argc, char **argv) {
+    struct rlimit files;
+    getrlimit(RLIMIT_NOFILE, &files);
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+    prctl(PR_SET_TIMERSLACK, 1); /* arrivals keep their time */
+    epoll_fd = epoll_create1(0);
+    if (argc < 6 || !is_address(argv[2], argv[3], &server)) return usage();
+    const char *mode = argv[1];
+    if (!strcmp(mode, "tftp")) {
+        int count = argc >= 10 ? atoi(argv[6]) : 0;
+        wanted = argv[4];
+        if (count <= 0 || strlen(wanted) >= 400 || !take_options(argc, argv, 11)) return usage();
+        block_size = atoi(argv[7]), window_size = atoi(argv[8]);
+        if (open_original(argv[5])) return 1;
+        return run_tftp(count, atof(argv[9]), argc > 10 ? atof(argv[10]) : 0);
+    }
+    int count = atoi(argv[4]);
+    if (count <= 0) return usage();
+    if (argc == 7 && !strcmp(mode, "hold")) return run_hold(count, atof(argv[5]), atof(argv[6]));
+    if (argc == 6 && !strcmp(mode, "stall")) return run_stall(count, strtoull(argv[5], NULL, 10));
+    size = (size_t)atol(argv[5]);
+    int options = 8;
+    if (!strcmp(mode, "churn")) {
+        resets = argc > 8 && !strcmp(argv[8], "reset");
+        if (argc < 9 || (!resets && strcmp(argv[8], "close"))) return usage();
+        kind = CHURN, options = 9;
+    } else if (!strcmp(mode, "udp")) kind = UDP;
+    else if (strcmp(mode, "echo")) return usage();
+    if (argc < 8 || size == 0 || size > (kind == UDP ? MAX_DATAGRAM : MAX_SIZE)) return usage();
+    return take_options(argc, argv, options) ? run_loop(count, atof(argv[6]), atof(argv[7])) : usage();
 }

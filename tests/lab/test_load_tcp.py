@@ -1,4 +1,4 @@
-"""The load generator for TCP: what it counts, held against servers that err on purpose."""
+"""The load generators over TCP: what they count, held against servers that err on purpose."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 
 from asyncnet.lab.native import native_tool
-
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 Serve = Callable[[socket.socket, int], object]
 
@@ -67,8 +65,8 @@ def echo_wrongly(sock: socket.socket, number: int) -> None:
         sock.sendall(data[:-1] + b"!")
 
 
-def load(*arguments: object, stdin: int = subprocess.DEVNULL) -> dict[str, Any]:
-    command = [str(native_tool("tcp_load")), *map(str, arguments)]
+def load(generator: list[str], *arguments: object, stdin: int = subprocess.DEVNULL) -> dict[str, Any]:
+    command = [*generator, *map(str, arguments)]
     done = subprocess.run(command, stdin=stdin, capture_output=True, text=True, check=True, timeout=30)
     first, last = done.stdout.splitlines()
     assert first == "measuring"
@@ -77,15 +75,15 @@ def load(*arguments: object, stdin: int = subprocess.DEVNULL) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("size", [1, 9, 1000, 300_000])
-def test_an_echo_is_counted(size: int) -> None:
+def test_an_echo_is_counted(generator: list[str], size: int) -> None:
     with tcp_server(echo) as port:
-        result = load("echo", "127.0.0.1", port, 3, size, 0, 0.3)
+        result = load(generator, "echo", "127.0.0.1", port, 3, size, 0, 0.3)
     assert result["requests"] > 10
     assert result["closed"] == result["wrong"] == 0
     assert 0 < result["p50"] <= result["p99"] <= result["p999"] < 0.3
 
 
-def test_every_request_of_the_churn_is_a_connection() -> None:
+def test_every_request_of_the_churn_is_a_connection(generator: list[str]) -> None:
     served = []
 
     def serve(sock: socket.socket, number: int) -> None:
@@ -95,26 +93,26 @@ def test_every_request_of_the_churn_is_a_connection() -> None:
     for end in ("close", "reset"):
         served.clear()
         with tcp_server(serve) as port:
-            result = load("churn", "127.0.0.1", port, 2, 100, 0, 0.2, end)
+            result = load(generator, "churn", "127.0.0.1", port, 2, 100, 0, 0.2, end)
         assert result["closed"] == result["wrong"] == 0
         assert 0 < result["all_requests"] <= len(served) <= result["all_requests"] + 2
 
 
-def test_a_changed_answer_is_wrong() -> None:
+def test_a_changed_answer_is_wrong(generator: list[str]) -> None:
     with tcp_server(echo_wrongly) as port:
-        result = load("echo", "127.0.0.1", port, 3, 100, 0, 5)
+        result = load(generator, "echo", "127.0.0.1", port, 3, 100, 0, 5)
     assert result["wrong"] == result["closed"] == 3
     assert result["requests"] == 0
 
 
-def test_connections_that_the_server_closes_are_counted_and_end_the_load() -> None:
+def test_connections_that_the_server_closes_are_counted_and_end_the_load(generator: list[str]) -> None:
     with tcp_server(echo_until_asked_again) as port:
-        result = load("echo", "127.0.0.1", port, 3, 100, 0, 20)
+        result = load(generator, "echo", "127.0.0.1", port, 3, 100, 0, 20)
     assert result["all_requests"] == result["closed"] == 3
     assert result["seconds"] < 20
 
 
-def test_connections_are_held_and_trickle() -> None:
+def test_connections_are_held_and_trickle(generator: list[str]) -> None:
     got = threading.Semaphore(0)
 
     def serve(sock: socket.socket, number: int) -> None:
@@ -123,7 +121,7 @@ def test_connections_are_held_and_trickle() -> None:
             got.release()
 
     with tcp_server(serve) as port:
-        command = [str(native_tool("tcp_load")), "hold", "127.0.0.1", str(port), "5", "0.01", "0"]
+        command = [*generator, "hold", "127.0.0.1", str(port), "5", "0.01", "0"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "measuring\n"
@@ -135,7 +133,7 @@ def test_connections_are_held_and_trickle() -> None:
     assert result["bytes"] >= 20
 
 
-def test_a_connection_that_was_closed_comes_back() -> None:
+def test_a_connection_that_was_closed_comes_back(generator: list[str]) -> None:
     again = threading.Event()
 
     def serve(sock: socket.socket, number: int) -> None:
@@ -144,21 +142,79 @@ def test_a_connection_that_was_closed_comes_back() -> None:
             sock.recv(1)
 
     with tcp_server(serve) as port:
-        command = [str(native_tool("tcp_load")), "hold", "127.0.0.1", str(port), "1", "0", "0.01"]
+        command = [*generator, "hold", "127.0.0.1", str(port), "1", "0", "0.01"]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
             assert again.wait(10)
             result = json.loads(holder.communicate()[0].splitlines()[-1])
     assert result["closed"] == 1
 
 
-def test_the_echo_server_echoes() -> None:
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_the_echo_server_echoes(generator: list[str]) -> None:
     server = subprocess.Popen([str(native_tool("echo")), "tcp", "0"], stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
         port = int(server.stderr.readline().rpartition(":")[2])
-        result = load("echo", "127.0.0.1", port, 50, 100_000, 0, 0.3)
+        result = load(generator, "echo", "127.0.0.1", port, 50, 100_000, 0, 0.3)
     finally:
         server.kill()
         server.communicate()
-    assert result["requests"] > 50
+    assert result["requests"] > 20
     assert result["wrong"] == result["closed"] == 0
+
+
+def test_an_open_loop_sends_what_is_offered(generator: list[str]) -> None:
+    with tcp_server(echo) as port:
+        for arrivals in ("constant", "poisson"):
+            result = load(generator, "echo", "127.0.0.1", port, 10, 100, 0, 0.6, "rate=500", f"arrivals={arrivals}")
+            assert 230 < result["requests"] + result["waiting"] < 370
+            assert sum(count for _, count in result["histogram"]) == result["requests"]
+            assert result["closed"] == result["wrong"] == 0
+
+
+def test_latency_counts_from_the_intended_time(generator: list[str]) -> None:
+    first = threading.Event()
+
+    def serve(sock: socket.socket, number: int) -> None:
+        while data := sock.recv(65536):
+            if not first.is_set():
+                first.set()
+                threading.Event().wait(0.4)  # one connection, and nothing is answered meanwhile
+            sock.sendall(data)
+
+    with tcp_server(serve) as port:
+        result = load(generator, "echo", "127.0.0.1", port, 1, 100, 0, 1, "rate=100")
+    assert result["max"] > 0.35
+    assert result["p90"] > 0.2
+    assert result["service_p90"] < 0.1
+
+
+def test_the_warm_up_ends_when_the_rate_is_steady(generator: list[str]) -> None:
+    with tcp_server(echo) as port:
+        result = load(generator, "echo", "127.0.0.1", port, 1, 100, 10, 0.1, "steady=0.05", "rate=1000")
+    assert result["warm_up"] < 9
+
+
+def test_readers_that_stall_get_everything_in_the_end(generator: list[str]) -> None:
+    size = 3 << 20
+
+    def serve(sock: socket.socket, number: int) -> None:
+        assert sock.recv(10) == b"x\n"
+        sock.sendall((bytes(range(251)) * (size // 251 + 1))[:size])
+
+    with tcp_server(serve) as port:
+        command = [*generator, "stall", "127.0.0.1", str(port), "3", str(size)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as staller:
+            assert staller.stdout is not None
+            assert staller.stdout.readline() == "measuring\n"
+            result = json.loads(staller.communicate(timeout=30)[0])
+    assert (result["complete"], result["closed"], result["wrong"]) == (3, 0, 0)
+    assert result["bytes"] == 3 * size
+
+
+def test_wrong_usage_is_told_in_a_line(generator: list[str]) -> None:
+    done = subprocess.run([*generator, "echo", "127.0.0.1", "1", "1", "1", "0", "1", "rat=1"], capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    assert done.returncode
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip()

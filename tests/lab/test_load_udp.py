@@ -1,4 +1,4 @@
-"""The C tools: they compile, and the load generator counts what is echoed, lost and wrong."""
+"""The load generators over UDP: they count what is echoed, lost, late, doubled and wrong; the tools in C compile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 
 from asyncnet.lab.native import native_tool
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 
 @contextmanager
@@ -45,8 +45,10 @@ def udp_server(answer: Callable[[int, bytes], bytes | None]) -> Iterator[int]:
             thread.join()
 
 
-def load(port: int, peers: int = 3, size: int = 100, seconds: float = 0.3) -> dict[str, Any]:
-    command = [str(native_tool("load")), "udp", "127.0.0.1", str(port), str(peers), str(size), "0", str(seconds)]
+def load(
+    generator: list[str], port: int, *options: str, peers: int = 3, size: int = 100, seconds: float = 0.3
+) -> dict[str, Any]:
+    command = [*generator, "udp", "127.0.0.1", str(port), str(peers), str(size), "0", str(seconds), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     first, last = done.stdout.splitlines()
     assert first == "measuring"
@@ -55,48 +57,50 @@ def load(port: int, peers: int = 3, size: int = 100, seconds: float = 0.3) -> di
 
 
 @pytest.mark.parametrize("size", [1, 8, 1000])
-def test_an_echo_is_counted(size: int) -> None:
+def test_an_echo_is_counted(generator: list[str], size: int) -> None:
     with udp_server(lambda number, data: data) as port:
-        result = load(port, size=size)
+        result = load(generator, port, size=size)
     assert result["requests"] > 10
     assert result["lost"] == result["wrong"] == result["refused"] == 0
     assert 0 < result["p50"] <= result["p99"] <= result["p999"] < 0.3
 
 
-def test_what_is_not_answered_is_lost() -> None:
+def test_what_is_not_answered_is_lost(generator: list[str]) -> None:
     with udp_server(lambda number, data: None) as port:
-        result = load(port, seconds=0.5)
+        result = load(generator, port, seconds=0.5)
     assert result["requests"] == 0
     assert result["lost"] in (3, 6)  # three peers, each with a datagram every 0.2 s
 
 
-def test_a_changed_answer_is_wrong() -> None:
+def test_a_changed_answer_is_wrong(generator: list[str]) -> None:
     with udp_server(lambda number, data: data[:-1] + b"\0" if number == 5 else data) as port:
-        result = load(port)
+        result = load(generator, port)
     assert result["wrong"] == 1
 
 
-def test_a_refusal_is_counted() -> None:
+def test_a_refusal_is_counted(generator: list[str]) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
-    assert load(port)["refused"] > 0
+    assert load(generator, port)["refused"] > 0
 
 
+@needs_compiler
 @pytest.mark.parametrize("way", ["udp-one", "udp-many"])
-def test_the_echo_servers_echo(way: str) -> None:
+def test_the_echo_servers_echo(generator: list[str], way: str) -> None:
     server = subprocess.Popen([str(native_tool("echo")), way, "0"], stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
         port = int(server.stderr.readline().rpartition(":")[2])
-        result = load(port, peers=100)
+        result = load(generator, port, peers=100)
     finally:
         server.kill()
         server.communicate()
-    assert result["requests"] > 100
+    assert result["requests"] > 20
     assert result["wrong"] == 0
 
 
+@needs_compiler
 def test_a_tool_is_compiled_once_and_again_when_the_compiler_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,3 +121,30 @@ def test_no_compiler_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(FileNotFoundError, match="apt-get install gcc"):
         native_tool("load")
+
+
+def test_an_answer_that_comes_twice_is_doubled(generator: list[str]) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+
+        def serve() -> None:
+            for _ in range(50):
+                data, addr = sock.recvfrom(65536)
+                sock.sendto(data, addr)
+                sock.sendto(data, addr)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        result = load(generator, sock.getsockname()[1], peers=1)
+        thread.join()
+    assert result["doubled"] == result["requests"] == 50
+    assert result["wrong"] == result["late"] == 0
+
+
+def test_a_known_loss_is_reported(generator: list[str]) -> None:
+    with udp_server(lambda number, data: None if number % 10 == 9 else data) as port:
+        result = load(generator, port, "rate=200", "arrivals=constant", peers=30, seconds=1.0)
+    total = result["requests"] + result["lost"]
+    # Those of the last 0.2 s are not lost yet.
+    assert 0.06 < result["lost"] / total < 0.11
+    assert result["wrong"] == 0

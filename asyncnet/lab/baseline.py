@@ -1,0 +1,121 @@
+"""A comparison against the JSON of an earlier one: what has become worse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from asyncnet.lab.comparison import Comparison
+from asyncnet.lab.figures import Ratio, Verdict, noise_floor, two_samples
+from asyncnet.lab.metrics import METRICS, Metric
+from asyncnet.lab.model import AGAIN, CEILING, Settings
+
+__all__ = ["Change", "compare_with_baseline", "format_changes", "read_baseline"]
+
+_SAME: Final = ("protocol", "clients", "size", "seconds", "idle")
+
+
+@attrs.frozen
+class Change:
+    """One figure of one engine, now against then."""
+
+    engine: str
+    workload: str
+    metric: Metric
+    ratio: Ratio
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether it has become worse, beyond the interval and the noise."""
+        return self.ratio.verdict is (Verdict.LOWER if self.metric.more_is_better else Verdict.HIGHER)
+
+    @property
+    def is_progress(self) -> bool:
+        """Whether it has become better, beyond the interval and the noise."""
+        return self.ratio.verdict is (Verdict.HIGHER if self.metric.more_is_better else Verdict.LOWER)
+
+
+def read_baseline(path: Path, comparison_settings: Settings) -> dict[str, Any]:
+    """Read what ``--json`` wrote.
+
+    Raises:
+        OSError: there is no such file.
+        ValueError: it is no such file, or it measured something else.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+        then = found["settings"]
+        known = {run["engine"] for run in found["runs"]}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is no comparison: write one by asyncnet compare --json {path}") from None
+    for name in _SAME:
+        now = getattr(comparison_settings, name)
+        if then.get(name) != now:
+            raise ValueError(
+                f"{path} was measured with {name} {then.get(name)}, not {now}: give the same options as then"
+            )
+    if not known & set(comparison_settings.engines):
+        raise ValueError(f"{path} has none of the engines {', '.join(comparison_settings.engines)}")
+    return found
+
+
+def compare_with_baseline(now: Comparison, then: dict[str, Any]) -> list[Change]:
+    """Return every figure that both have, of runs that count."""
+    changes = []
+    for workload in now.workloads:
+        for engine in now.settings.engines:
+            for metric in METRICS.values():
+                if not metric.judged:
+                    continue
+                new = list(now.rounds_of(engine, workload.name, metric.name).values())
+                old = list(_rounds(then, engine, workload.name, metric.name).values())
+                floor = max(now.floor(workload.name, metric.name), _floor(then, workload.name, metric.name))
+                ratio = two_samples(new, old, max(floor, _machine(now, then, workload.name, metric)))
+                if ratio is not None:
+                    changes.append(Change(engine, workload.name, metric, ratio))
+    return changes
+
+
+def _rounds(then: dict[str, Any], engine: str, workload: str, metric: str) -> dict[int, float]:
+    return {
+        run["round"]: run["values"][metric]
+        for run in then["runs"]
+        if run["engine"] == engine and run["workload"] == workload and not run["invalid"] and run["error"] is None
+        and metric in run["values"]
+    }  # fmt: skip
+
+
+def _floor(then: dict[str, Any], workload: str, metric: str) -> float:
+    settings = then["settings"]
+    base = Settings(
+        engines=tuple(settings["engines"]), protocol=settings["protocol"], against=settings["against"]
+    ).baseline
+    return noise_floor(_rounds(then, AGAIN, workload, metric), _rounds(then, base, workload, metric))
+
+
+def _machine(now: Comparison, then: dict[str, Any], workload: str, metric: Metric) -> float:
+    """By how much the server in C differs, which has not changed: so much is the machine's."""
+    new = list(now.rounds_of(CEILING, workload, metric.name).values())
+    old = list(_rounds(then, CEILING, workload, metric.name).values())
+    ratio = two_samples(new, old)
+    return 0.0 if ratio is None or ratio.median <= 0 else max(ratio.median, 1 / ratio.median) - 1
+
+
+def format_changes(changes: list[Change], path: Path) -> str:
+    """Return what differs from the baseline, for people."""
+    lines = [f"against {path}: {len(changes)} figures"]
+    for word, chosen in (
+        ("REGRESSION", [change for change in changes if change.is_regression]),
+        ("better", [change for change in changes if change.is_progress]),
+    ):
+        lines += [
+            f"{word}: {change.engine}, {change.workload}, {change.metric.heading}: "
+            f"{change.ratio.median:.2f} times what it was [{change.ratio.low:.2f} {change.ratio.high:.2f}]"
+            for change in chosen
+        ]
+    if len(lines) == 1:
+        lines.append("no difference beyond the intervals")
+    return "\n".join(lines)

@@ -1,0 +1,127 @@
+"""What may be said about figures that differ from run to run.
+
+Two engines are compared round by round: what slows the machine slows both of a pair. The median of the ratios counts,
+and a bootstrap over the rounds gives its 95 % interval. An interval of few rounds is honest about those rounds only,
+so a difference must also be larger than what two measurements of the same engine differ by: the noise floor, which a
+second measurement of the baseline in each round shows (A/A).
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from functools import lru_cache
+from typing import Final
+
+import attrs
+
+__all__ = [
+    "LEAST_FLOOR",
+    "Interval",
+    "Ratio",
+    "Verdict",
+    "bootstrap_median",
+    "noise_floor",
+    "paired_ratio",
+    "two_samples",
+]
+
+LEAST_FLOOR: Final = 0.02
+"""A difference below 2 % is never called one."""
+_DRAWS: Final = 4000
+_EXACT_UP_TO: Final = 5
+
+
+class Verdict(Enum):
+    """How one engine compares with another."""
+
+    HIGHER = "higher"
+    LOWER = "lower"
+    NO_DIFFERENCE = "no difference"
+    UNKNOWN = "too few rounds"
+
+
+@attrs.frozen
+class Interval:
+    """A median with its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+
+@attrs.frozen
+class Ratio:
+    """One engine's figure over another's, paired by rounds."""
+
+    median: float
+    low: float
+    high: float
+    rounds: int
+    floor: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """What may be said: a difference is one when the interval lies outside the noise floor."""
+        if self.rounds < 2:
+            return Verdict.UNKNOWN
+        if self.low > 1 + self.floor:
+            return Verdict.HIGHER
+        if self.high < 1 / (1 + self.floor):
+            return Verdict.LOWER
+        return Verdict.NO_DIFFERENCE
+
+
+@lru_cache(maxsize=4096)
+def _bootstrap(values: tuple[float, ...]) -> tuple[float, float]:
+    if len(values) <= _EXACT_UP_TO:  # all draws there are
+        medians = sorted(map(statistics.median, itertools.product(values, repeat=len(values))))
+    else:
+        draw = random.Random(1).choices
+        medians = sorted(statistics.median(draw(values, k=len(values))) for _ in range(_DRAWS))
+    return medians[int(len(medians) * 0.025)], medians[min(len(medians) - 1, int(len(medians) * 0.975))]
+
+
+def bootstrap_median(values: Sequence[float]) -> Interval:
+    """Return the median of one value per round, and its bootstrap 95 % interval."""
+    return Interval(statistics.median(values), *_bootstrap(tuple(values)))
+
+
+def paired_ratio(values: Mapping[int, float], base: Mapping[int, float], floor: float = LEAST_FLOOR) -> Ratio | None:
+    """Compare two engines by the rounds that both have; None when there is no such round.
+
+    Args:
+        values, base: one figure per round, by the number of the round.
+        floor: the noise floor, as a share.
+    """
+    ratios = [values[key] / base[key] for key in sorted(values.keys() & base.keys()) if base[key] > 0]
+    if not ratios:
+        return None
+    found = bootstrap_median(ratios)
+    return Ratio(found.median, found.low, found.high, len(ratios), floor)
+
+
+def noise_floor(again: Mapping[int, float], base: Mapping[int, float]) -> float:
+    """Return the largest share by which two measurements of the same engine differed in any round."""
+    differences = [
+        max(again[key] / base[key], base[key] / again[key]) - 1
+        for key in again.keys() & base.keys()
+        if base[key] > 0 and again[key] > 0
+    ]
+    return max([LEAST_FLOOR, *differences])
+
+
+def two_samples(new: Sequence[float], old: Sequence[float], floor: float = LEAST_FLOOR) -> Ratio | None:
+    """Compare the runs of today with those of another day, which share no rounds; None when one has no runs."""
+    if not new or not old or min(old) <= 0:
+        return None
+    draw = random.Random(1).choices
+    ratios = sorted(
+        statistics.median(draw(new, k=len(new))) / statistics.median(draw(old, k=len(old))) for _ in range(_DRAWS)
+    )
+    middle = statistics.median(new) / statistics.median(old)
+    low, high = ratios[int(_DRAWS * 0.025)], ratios[int(_DRAWS * 0.975)]
+    return Ratio(middle, low, high, min(len(new), len(old)), floor)

@@ -1,0 +1,143 @@
+"""Proof that the laboratory is right: it is held against servers whose figures are known."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from asyncnet.lab import Settings, Verdict, Workload, compare
+from asyncnet.lab.figures import paired_ratio
+from asyncnet.lab.generator import run_load
+from asyncnet.lab.measuring import measure
+from asyncnet.lab.processes import cpu_of, memory_of, started
+from asyncnet.lab.report import format_table
+
+pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+
+SHORT = Settings(engines=("asyncio",), clients=4, size=64, seconds=0.5, warm_up=0.1, rounds=1)
+
+
+def lab_server(engine: str, handler: str = "echo", protocol: str = "tcp") -> list[str]:
+    return [sys.executable, "-m", "asyncnet.lab.servers", protocol, engine, handler]
+
+
+@pytest.mark.parametrize("engine", ["asyncio", "epoll"])
+def test_a_handler_that_sleeps_for_1_ms_shows_1_ms(engine: str) -> None:
+    workload = Workload("sleep", "", handler="sleep", clients=1, size=64)
+    run = measure(engine, workload, 1, SHORT)
+    assert run.error is None
+    assert run.failures == 0
+    assert 0.001 <= run.values["p50"] < 0.002
+
+
+@contextmanager
+def frozen_at_intervals(pid: int, seconds: float) -> Iterator[None]:
+    """Stop a process for 200 ms every second."""
+    over = threading.Event()
+
+    def freeze() -> None:
+        while not over.wait(seconds - 0.2):
+            os.kill(pid, signal.SIGSTOP)
+            over.wait(0.2)
+            os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=freeze)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_server_that_freezes_shows_it_in_the_open_loop_and_hides_it_in_the_closed_one() -> None:
+    with started(lab_server("asyncio")) as server, frozen_at_intervals(server.pid, 1.0):
+        where = [server.host, server.port, 10, 64, 0, 2]
+        open_loop = run_load(["echo", *where, "rate=500"], warm_up=0, seconds=2)
+        closed_loop = run_load(["echo", *where], warm_up=0, seconds=2)
+    # A fifth of the time is frozen: so many requests should have been sent then, and waited up to 200 ms.
+    assert 0.1 < open_loop["p99"] < 0.4
+    # Closed: ten connections wait out each freeze once, and thousands of quick requests hide them.
+    assert closed_loop["p99"] < 0.05
+    assert closed_loop["max"] > 0.1
+
+
+def test_work_and_memory_are_counted_with_those_of_children() -> None:
+    # A process for each connection does all the work.
+    workload = Workload("burn", "", handler="burn", clients=4, size=64)
+    run = measure("process", workload, 1, SHORT)
+    assert run.error is None
+    assert run.values["cpu"] > 10e-6  # 1 % of the requests burn 1 ms
+    assert run.values["cpu"] == pytest.approx(run.values["cpu_user"] + run.values["cpu_system"])
+    with started(lab_server("process")) as server:
+        alone = memory_of(server.pid)
+        used = cpu_of(server.pid)
+        assert alone is not None
+        assert used is not None
+        assert alone > 1 << 20
+        assert used.total > 0.01
+
+
+def idle_and_stop(mode: str, **more: Any) -> Any:
+    return measure("asyncnet", Workload(mode, "", mode, **more), 1, SHORT)
+
+
+def test_idle_connections_show_what_memory_each_takes() -> None:
+    run = idle_and_stop("idle", clients=200, size=64)
+    assert run.error is None
+    assert run.values["held"] == 200
+    assert 500 < run.values["memory"] < 200_000
+    assert run.failures == 0
+
+
+def test_readers_that_stall_cost_a_bounded_amount_and_lose_nothing() -> None:
+    run = idle_and_stop("stall", handler="bulk", clients=3, size=8 << 20)
+    assert run.error is None
+    assert run.values["complete"] == 3
+    assert run.values["memory"] < 4 << 20
+
+
+def test_sigterm_under_load_cuts_nothing_off() -> None:
+    run = idle_and_stop("stop", clients=5, size=64)
+    assert run.error is None
+    assert run.requests > 0
+    assert run.values["stop_seconds"] < 8
+
+
+def test_an_engine_that_cannot_run_is_an_error_in_its_row() -> None:
+    settings = Settings(engines=("no-such-engine",), seconds=0.1, rounds=1, warm_up=0.0, workloads=("churn",),
+                        attempts=1)  # fmt: skip
+    result = compare(settings)
+    assert not result.ok
+    assert any("no-such-engine" in run.error for run in result.runs if run.error is not None)
+    assert "there is no engine 'no-such-engine'" in format_table(result)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_real_a_against_a_finds_no_difference_in_19_of_20() -> None:
+    workload = Workload("echo", "", clients=20, size=64)
+    settings = Settings(engines=("asyncio",), clients=20, size=64, seconds=0.4, warm_up=0.2)
+    rates = [
+        [measure("asyncio", workload, number, settings).values["requests_per_second"] for _ in range(3)]
+        for number in range(100)
+    ]
+    verdicts = []
+    for block in range(20):
+        base, again, same = (
+            {number: rates[number][column] for number in range(block * 5, block * 5 + 5)} for column in range(3)
+        )
+        floor = max(again[number] / base[number] for number in base) - 1
+        floor = max(floor, max(base[number] / again[number] for number in base) - 1, 0.02)
+        found = paired_ratio(same, base, floor)
+        assert found is not None
+        verdicts.append(found.verdict)
+    assert verdicts.count(Verdict.NO_DIFFERENCE) >= 19
