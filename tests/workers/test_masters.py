@@ -312,6 +312,18 @@ def test_health_metrics_and_status_by_http(tmp_path: Path) -> None:
             assert silent.recv(10) in (b"", b"HTTP/1.1 4")
 
 
+def test_counters_that_cannot_be_read_end_no_heartbeat(tmp_path: Path) -> None:
+    app = ECHO.replace("    await worker.serve", "    worker.watch(object())\n    await worker.serve")
+    with running(tmp_path, app, heartbeat=1.0, workers=1) as master:
+        first = master.ask()
+        wait_for(lambda: "the counters of a worker cannot be shown" in master.log)
+        wait_for(lambda: master.report()["workers"][0]["age"] > 1.5)
+        assert master.ask() == first
+        log = master.log
+        assert log.count("Traceback") == 1
+        tmp_path.joinpath("log").write_text("")  # it is told once, with its traceback
+
+
 def test_reuse_port_gives_each_worker_a_listener(tmp_path: Path) -> None:
     with running(tmp_path, reuse_port=True, workers=2) as master:
         assert len({master.ask() for _ in range(100)}) == 2
