@@ -197,15 +197,15 @@ def test_workers_are_recycled_by_connections_one_at_a_time(tmp_path: Path) -> No
         assert master.report()["crashes"] == 0
 
 
-def test_workers_are_recycled_by_age_and_by_memory(tmp_path: Path) -> None:
-    with running(tmp_path, workers=1, recycle={"age": 0.5}) as master:
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [({"age": 0.5}, " s old"), pytest.param({"memory": 1 << 20}, "MiB of memory", marks=pytest.mark.long)],
+)
+def test_workers_are_recycled_by_age_and_by_memory(tmp_path: Path, limit: dict[str, float], reason: str) -> None:
+    with running(tmp_path, workers=1, recycle=limit) as master:
         first = master.workers()
         wait_for(lambda: master.whole() and first != master.workers())
-        assert " s old" in master.log
-    with running(tmp_path, workers=1, recycle={"memory": 1 << 20}) as master:
-        first = master.workers()
-        wait_for(lambda: master.whole() and first != master.workers())
-        assert "MiB of memory" in master.log
+        assert reason in master.log
 
 
 def test_usr2_becomes_a_new_program_with_the_same_listener_and_process(tmp_path: Path) -> None:
