@@ -48,6 +48,7 @@ asyncnet.tftp.serving asyncnet.tftp.urls
 asyncnet.tftp
 asyncnet.broadcast.service
 asyncnet.broadcast
+asyncnet.workers.members
 asyncnet.workers.fleet asyncnet.workers.board asyncnet.workers.binding asyncnet.workers.pidfile
 asyncnet.workers.handover asyncnet.workers.report
 asyncnet.workers.child asyncnet.workers.recycling asyncnet.workers.admin
@@ -92,6 +93,7 @@ SANS_IO = (
     "asyncnet.tftp.transfer",
     "asyncnet.tcp.deadlines",
     "asyncnet.tcp.proxy",
+    "asyncnet.workers.members",
     "asyncnet.workers.fleet",
 )
 
