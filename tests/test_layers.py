@@ -56,6 +56,7 @@ asyncnet.broadcast.asking
 asyncnet.broadcast.answering asyncnet.broadcast.announcing
 asyncnet.broadcast.browsing
 asyncnet.broadcast
+asyncnet.workers.members
 asyncnet.workers.fleet asyncnet.workers.board asyncnet.workers.binding asyncnet.workers.pidfile
 asyncnet.workers.handover asyncnet.workers.report
 asyncnet.workers.child asyncnet.workers.recycling asyncnet.workers.admin
@@ -115,6 +116,7 @@ SANS_IO = (
     "asyncnet.broadcast.messages",
     "asyncnet.broadcast.limits",
     "asyncnet.broadcast.roster",
+    "asyncnet.workers.members",
     "asyncnet.workers.fleet",
     "asyncnet.lab.figures",
     "asyncnet.lab.histogram",

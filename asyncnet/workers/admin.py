@@ -51,7 +51,8 @@ class Admin:
         self, address: tuple[str, int] | None, path: str | None, listeners: list[socket.socket] | None = None
     ) -> None:
         self.listeners: list[socket.socket] = []
-        self.report: Callable[[], Report] | None = None
+        self.report: Callable[[bool], Report] | None = None
+        """Returns the state, with the memory of each worker or without."""
         self.shed = 0
         """Connections closed at once because there were too many."""
         self._path = path
@@ -152,7 +153,7 @@ class Admin:
         method, _, rest = request.partition(b" ")
         path = rest.partition(b" ")[0].partition(b"?")[0]
         assert self.report is not None
-        report = self.report()
+        report = self.report(path != b"/health")
         status, kind, body = "200 OK", "application/json", ""
         if method not in (b"GET", b"HEAD"):
             status = "405 Method Not Allowed"

@@ -70,6 +70,7 @@ class Worker:
     _predecessor: int = attrs.field(kw_only=True)
     _parent: int = attrs.field(kw_only=True)
     _is_ready: bool = False
+    _is_mute: bool = False
     _counts: dict[str, int] = attrs.field(factory=dict)
     _watched: list[Any] = attrs.field(factory=list)
     _timer: asyncio.TimerHandle | None = None
@@ -154,8 +155,21 @@ class Worker:
 
     def _tick(self) -> None:
         self._row.write_beat(time.monotonic())
-        self._publish()
         self._timer = asyncio.get_running_loop().call_later(self._interval, self._tick)
+        self._show_counters()
+
+    def _end_ticking(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._show_counters()
+
+    def _show_counters(self) -> None:
+        try:
+            self._publish()
+        except Exception:  # of a server's own stats: a heartbeat must not end for that
+            if not self._is_mute:
+                logger.exception("the counters of a worker cannot be shown")
+            self._is_mute = True
 
     def _publish(self) -> None:
         if not self._watched and not self._counts:
@@ -255,10 +269,8 @@ async def _life(worker: Worker, main: Main) -> None:
         task: asyncio.Future[Any] = asyncio.ensure_future(main(worker))
         await _until_done(worker, task)
     finally:
-        worker._publish()
+        worker._end_ticking()
         loop.remove_reader(worker._control.fileno())
-        if worker._timer is not None:
-            worker._timer.cancel()
 
 
 async def _until_done(worker: Worker, task: asyncio.Future[Any]) -> None:

@@ -482,9 +482,10 @@ class Master:
 
     # What people ask.
 
-    def report(self) -> Report:
-        """Return the state of all workers."""
-        return Report.of(self.fleet, self.board, self.retired, self.plan.gauges, self.addresses, time.monotonic())
+    def report(self, memory: bool) -> Report:
+        """Return the state of all workers, with the memory that each takes or without."""
+        now, gauges = time.monotonic(), self.plan.gauges
+        return Report.of(self.fleet, self.board, self.retired, gauges, self.addresses, now, memory=memory)
 
 
 def _nothing(number: int, frame: Any) -> None:

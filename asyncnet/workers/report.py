@@ -72,8 +72,10 @@ class Report:
         gauges: Sequence[str],
         addresses: Sequence[Address | str],
         now: float,
+        *,
+        memory: bool = True,
     ) -> Report:
-        """Take the state as it is."""
+        """Take the state as it is; the memory of workers, which takes the system some time to add up, on request."""
         workers: list[WorkerReport] = []
         totals = dict(retired)
         for member in sorted(fleet.members.values(), key=lambda each: (each.seat, each.generation)):
@@ -89,7 +91,7 @@ class Report:
                     member.state.value,
                     round(now - member.started, 3),
                     round(max(0.0, now - (row.beat if row is not None else now)), 3),
-                    resident_bytes(member.pid),
+                    resident_bytes(member.pid) if memory else 0,
                     counters,
                 )
             )

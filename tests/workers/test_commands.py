@@ -132,7 +132,7 @@ def test_udp_echo_and_broadcast_answers_by_workers() -> None:
                 sock.recv(100)
 
 
-@pytest.mark.parametrize("mode", [[], ["--single-port"]])
+@pytest.mark.parametrize("mode", [pytest.param([], marks=pytest.mark.long), ["--single-port"]])
 def test_tftp_by_workers_under_another_user(tmp_path: Path, mode: list[str]) -> None:
     root = tmp_path / "root"
     root.mkdir()

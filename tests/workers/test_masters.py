@@ -197,15 +197,15 @@ def test_workers_are_recycled_by_connections_one_at_a_time(tmp_path: Path) -> No
         assert master.report()["crashes"] == 0
 
 
-def test_workers_are_recycled_by_age_and_by_memory(tmp_path: Path) -> None:
-    with running(tmp_path, workers=1, recycle={"age": 0.5}) as master:
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [({"age": 0.5}, " s old"), pytest.param({"memory": 1 << 20}, "MiB of memory", marks=pytest.mark.long)],
+)
+def test_workers_are_recycled_by_age_and_by_memory(tmp_path: Path, limit: dict[str, float], reason: str) -> None:
+    with running(tmp_path, workers=1, recycle=limit) as master:
         first = master.workers()
         wait_for(lambda: master.whole() and first != master.workers())
-        assert " s old" in master.log
-    with running(tmp_path, workers=1, recycle={"memory": 1 << 20}) as master:
-        first = master.workers()
-        wait_for(lambda: master.whole() and first != master.workers())
-        assert "MiB of memory" in master.log
+        assert reason in master.log
 
 
 def test_usr2_becomes_a_new_program_with_the_same_listener_and_process(tmp_path: Path) -> None:
@@ -310,6 +310,18 @@ def test_health_metrics_and_status_by_http(tmp_path: Path) -> None:
             assert json.loads(get("/health"))["status"] == "ok"
             silent.sendall(b"x" * 10000)
             assert silent.recv(10) in (b"", b"HTTP/1.1 4")
+
+
+def test_counters_that_cannot_be_read_end_no_heartbeat(tmp_path: Path) -> None:
+    app = ECHO.replace("    await worker.serve", "    worker.watch(object())\n    await worker.serve")
+    with running(tmp_path, app, heartbeat=1.0, workers=1) as master:
+        first = master.ask()
+        wait_for(lambda: "the counters of a worker cannot be shown" in master.log)
+        wait_for(lambda: master.report()["workers"][0]["age"] > 1.5)
+        assert master.ask() == first
+        log = master.log
+        assert log.count("Traceback") == 1
+        tmp_path.joinpath("log").write_text("")  # it is told once, with its traceback
 
 
 def test_reuse_port_gives_each_worker_a_listener(tmp_path: Path) -> None:

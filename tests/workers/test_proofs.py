@@ -103,13 +103,15 @@ def test_reloads_under_tftp_downloads_spoil_none(
               f"second, {seen['most']} at once, {seen['left_out']} left out: all equal")  # fmt: skip
 
 
-def test_a_transfer_on_a_single_port_is_finished_by_the_worker_that_began_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_transfer_on_a_single_port_is_finished_by_the_worker_that_began_it(tmp_path: Path, loop: str) -> None:
     root = tmp_path / "root"
     root.mkdir()
     content = random.Random(1).randbytes(512 * 40 + 7)
     root.joinpath("file").write_bytes(content)
     app = TFTP.format(root=str(root), single=True)
-    with running(tmp_path, app, workers=1, bind=["udp:127.0.0.1:0"], counters=["requests"], grace=20.0) as master:
+    options: dict[str, Any] = {"workers": 1, "counters": ["requests"], "grace": 20.0, "loop": loop}
+    with running(tmp_path, app, bind=["udp:127.0.0.1:0"], **options) as master:
         (old,) = master.workers()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.settimeout(5)
