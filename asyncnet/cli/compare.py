@@ -20,8 +20,10 @@ from asyncnet.errors import EngineError
 from asyncnet.lab import (
     Progress,
     Settings,
+    agreement,
     compare,
     compare_with_baseline,
+    format_agreement,
     format_changes,
     format_html,
     format_table,
@@ -123,6 +125,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         changes = compare_with_baseline(result, then)
         worse = any(change.is_regression for change in changes)
         print("\n" + format_changes(changes, arguments.baseline))
+        print(format_agreement(*agreement(result, then)))
     return 0 if result.ok and not worse else 1
 
 

@@ -17,7 +17,18 @@ import pytest
 
 from asyncnet import lab
 from asyncnet.cli import main
-from asyncnet.lab import Comparison, Progress, Run, Settings, Workload, compare, format_html, format_table, workloads_of
+from asyncnet.lab import (
+    Comparison,
+    Progress,
+    Run,
+    Settings,
+    Workload,
+    agreement,
+    compare,
+    format_html,
+    format_table,
+    workloads_of,
+)
 from asyncnet.lab import compare as compare_function
 from asyncnet.lab.measuring import why_invalid
 from asyncnet.lab.model import AGAIN, CEILING
@@ -153,6 +164,19 @@ def test_pairs_that_differ_are_in_the_same_order_in_two_runs(whole: Comparison) 
         once, twice = (set(result.differences("echo", metric)) for result in (whole, other))
         assert once == twice
         assert len(once) == 3
+
+
+def test_an_opposite_order_is_named(whole: Comparison) -> None:
+    then = json.loads(whole.to_json())
+    both, opposite = agreement(whole, then)
+    assert both > 50
+    assert not opposite
+    for run in then["runs"]:
+        if run["engine"] == "epoll" and run["workload"] == "echo":
+            run["values"]["requests_per_second"] = 900.0
+    both, opposite = agreement(whole, then)
+    assert len(opposite) == 1
+    assert "echo, requests/s" in opposite[0]
 
 
 class _Checker(HTMLParser):
