@@ -123,7 +123,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     worse = False
     if then is not None:
         changes = compare_with_baseline(result, then)
-        worse = any(change.is_regression for change in changes)
+        worse = not changes or any(change.is_regression for change in changes)
         print("\n" + format_changes(changes, arguments.baseline))
         print(format_agreement(*agreement(result, then)))
     return 0 if result.ok and not worse else 1

@@ -132,6 +132,8 @@ def format_agreement(both: int, opposite: list[str]) -> str:
 
 def format_changes(changes: list[Change], path: Path) -> str:
     """Return what differs from the baseline, for people."""
+    if not changes:
+        return f"against {path}: nothing can be said, as no engine has a run that counts in both"
     lines = [f"against {path}: {len(changes)} figures"]
     for word, chosen in (
         ("REGRESSION", [change for change in changes if change.is_regression]),

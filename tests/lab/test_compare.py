@@ -251,6 +251,11 @@ def test_a_regression_against_the_baseline_ends_with_1(
     assert ("REGRESSION: epoll, echo" in output) is bool(status)
     assert "REGRESSION: asyncio" not in output
     assert ("better: epoll" in output) is (factor > 1)
+    then = json.loads(before.read_text())
+    unusable = tmp_path / "unusable.json"
+    unusable.write_text(json.dumps(then | {"runs": [run | {"invalid": ["it moved"]} for run in then["runs"]]}))
+    assert main([*words, "--baseline", str(unusable)]) == 1
+    assert "nothing can be said" in capsys.readouterr().out
     assert main([*words, "--seconds", "3", "--baseline", str(before)]) == 1
     assert "give the same options as then" in capsys.readouterr().err
 
