@@ -166,6 +166,17 @@ def test_pairs_that_differ_are_in_the_same_order_in_two_runs(whole: Comparison) 
         assert len(once) == 3
 
 
+def test_p999_needs_enough_requests_in_every_round(whole: Comparison) -> None:
+    def without(run: Run) -> Run:
+        values = {name: value for name, value in run.values.items() if name != "p999" or run.round > 1}
+        return attrs.evolve(run, values=values)
+
+    some = attrs.evolve(whole, runs=tuple(map(without, whole.runs)))
+    assert "p999" in whole.summary("epoll", "echo").values
+    assert "p999" not in some.summary("epoll", "echo").values
+    assert "p99" in some.summary("epoll", "echo").values
+
+
 def test_an_opposite_order_is_named(whole: Comparison) -> None:
     then = json.loads(whole.to_json())
     both, opposite = agreement(whole, then)
