@@ -22,8 +22,8 @@ PUBLIC = {
     " sleep spawn timeout wait_readable wait_writable",
     "asyncnet.errors": "AddressError AsyncnetError ClosedError EngineError ForeignAwaitError LocalError"
     " MissingExtraError PacketError RemoteError TftpError",
-    "asyncnet.lab": "Change Comparison Interval Progress Ratio Run Settings Summary Verdict Workload compare "
-    "compare_with_baseline format_changes format_html format_table read_baseline workloads_of",
+    "asyncnet.lab": "Change Comparison Interval Progress Ratio Run Settings Summary Verdict Workload agreement compare "
+    "compare_with_baseline format_agreement format_changes format_html format_table read_baseline workloads_of",
     "asyncnet.loops": "HAVE_UVLOOP LOOPS loop_name new_event_loop run",
     "asyncnet.tcp": "MetricsCollector ProxyHeader Server ServerStats SocketOptions StopReport StreamReader StreamWriter"
     " connect serve",

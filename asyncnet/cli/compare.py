@@ -20,8 +20,10 @@ from asyncnet.errors import EngineError
 from asyncnet.lab import (
     Progress,
     Settings,
+    agreement,
     compare,
     compare_with_baseline,
+    format_agreement,
     format_changes,
     format_html,
     format_table,
@@ -121,8 +123,9 @@ def _compare(arguments: argparse.Namespace) -> int:
     worse = False
     if then is not None:
         changes = compare_with_baseline(result, then)
-        worse = any(change.is_regression for change in changes)
+        worse = not changes or any(change.is_regression for change in changes)
         print("\n" + format_changes(changes, arguments.baseline))
+        print(format_agreement(*agreement(result, then)))
     return 0 if result.ok and not worse else 1
 
 

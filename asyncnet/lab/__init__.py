@@ -1,6 +1,13 @@
 """The laboratory behind ``asyncnet compare``: the same handler on every engine, measured so that it can be believed."""
 
-from asyncnet.lab.baseline import Change, compare_with_baseline, format_changes, read_baseline
+from asyncnet.lab.baseline import (
+    Change,
+    agreement,
+    compare_with_baseline,
+    format_agreement,
+    format_changes,
+    read_baseline,
+)
 from asyncnet.lab.compare import Progress, compare
 from asyncnet.lab.comparison import Comparison, Summary
 from asyncnet.lab.figures import Interval, Ratio, Verdict
@@ -20,8 +27,10 @@ __all__ = [
     "Summary",
     "Verdict",
     "Workload",
+    "agreement",
     "compare",
     "compare_with_baseline",
+    "format_agreement",
     "format_changes",
     "format_html",
     "format_table",

@@ -11,9 +11,9 @@ import attrs
 from asyncnet.lab.comparison import Comparison
 from asyncnet.lab.figures import Ratio, Verdict, noise_floor, two_samples
 from asyncnet.lab.metrics import METRICS, Metric
-from asyncnet.lab.model import AGAIN, CEILING, Settings
+from asyncnet.lab.model import AGAIN, CEILING, Run, Settings
 
-__all__ = ["Change", "compare_with_baseline", "format_changes", "read_baseline"]
+__all__ = ["Change", "agreement", "compare_with_baseline", "format_agreement", "format_changes", "read_baseline"]
 
 _SAME: Final = ("protocol", "clients", "size", "seconds", "idle")
 
@@ -104,8 +104,36 @@ def _machine(now: Comparison, then: dict[str, Any], workload: str, metric: Metri
     return 0.0 if ratio is None or ratio.median <= 0 else max(ratio.median, 1 / ratio.median) - 1
 
 
+def agreement(now: Comparison, then: dict[str, Any]) -> tuple[int, list[str]]:
+    """Return how many pairs of engines both runs call different, and those that they put in opposite order."""
+    names = {field.name for field in attrs.fields(Run)}
+    runs = tuple(Run(**{name: value for name, value in run.items() if name in names}) for run in then["runs"])
+    known = {field.name for field in attrs.fields(Settings)}
+    settings = {name: value for name, value in then["settings"].items() if name in known and value is not None}
+    old = Comparison(Settings(**settings), now.workloads, {}, runs)
+    both, opposite = 0, []
+    for workload in now.workloads:
+        for metric in METRICS.values():
+            if not metric.judged:
+                continue
+            here, there = (set(found.differences(workload.name, metric.name)) for found in (now, old))
+            both += sum(pair in there or pair[::-1] in there for pair in here)
+            opposite += [
+                f"{workload.name}, {metric.heading}: {one} and {other}" for one, other in here if (other, one) in there
+            ]
+    return both, opposite
+
+
+def format_agreement(both: int, opposite: list[str]) -> str:
+    """Return for people whether two runs agree on the order of engines."""
+    text = f"both runs call {both} pairs of engines different, and agree on the order of {both - len(opposite)}"
+    return "\n".join([text, *(f"opposite order: {pair}" for pair in opposite)])
+
+
 def format_changes(changes: list[Change], path: Path) -> str:
     """Return what differs from the baseline, for people."""
+    if not changes:
+        return f"against {path}: nothing can be said, as no engine has a run that counts in both"
     lines = [f"against {path}: {len(changes)} figures"]
     for word, chosen in (
         ("REGRESSION", [change for change in changes if change.is_regression]),

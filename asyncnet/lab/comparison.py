@@ -102,12 +102,13 @@ class Comparison:
         """Return one engine under one workload."""
         runs = [run for run in self.runs if run.engine == engine and run.workload == workload]
         values, ratios = {}, {}
-        rounds = len(self.rounds_of(engine, workload, "p99"))
+        with_p99 = [run for run in runs if "p99" in run.values and run.error is None]
+        rounds = sum(run.valid for run in with_p99) or len(with_p99)
         for metric in METRICS:
             found = self.rounds_of(engine, workload, metric)
             if not found and not any(run.valid for run in runs):
                 found = {run.round: run.values[metric] for run in runs if run.error is None and metric in run.values}
-            if metric == "p999" and rounds and len(found) < rounds:
+            if metric == "p999" and len(found) < rounds:
                 continue  # the rounds that had enough requests for it are not like the others
             if found:
                 values[metric] = bootstrap_median(list(found.values()))

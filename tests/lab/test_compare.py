@@ -17,7 +17,18 @@ import pytest
 
 from asyncnet import lab
 from asyncnet.cli import main
-from asyncnet.lab import Comparison, Progress, Run, Settings, Workload, compare, format_html, format_table, workloads_of
+from asyncnet.lab import (
+    Comparison,
+    Progress,
+    Run,
+    Settings,
+    Workload,
+    agreement,
+    compare,
+    format_html,
+    format_table,
+    workloads_of,
+)
 from asyncnet.lab import compare as compare_function
 from asyncnet.lab.measuring import why_invalid
 from asyncnet.lab.model import AGAIN, CEILING
@@ -155,6 +166,30 @@ def test_pairs_that_differ_are_in_the_same_order_in_two_runs(whole: Comparison) 
         assert len(once) == 3
 
 
+def test_p999_needs_enough_requests_in_every_round(whole: Comparison) -> None:
+    def without(run: Run) -> Run:
+        values = {name: value for name, value in run.values.items() if name != "p999" or run.round > 1}
+        return attrs.evolve(run, values=values)
+
+    some = attrs.evolve(whole, runs=tuple(map(without, whole.runs)))
+    assert "p999" in whole.summary("epoll", "echo").values
+    assert "p999" not in some.summary("epoll", "echo").values
+    assert "p99" in some.summary("epoll", "echo").values
+
+
+def test_an_opposite_order_is_named(whole: Comparison) -> None:
+    then = json.loads(whole.to_json())
+    both, opposite = agreement(whole, then)
+    assert both > 50
+    assert not opposite
+    for run in then["runs"]:
+        if run["engine"] == "epoll" and run["workload"] == "echo":
+            run["values"]["requests_per_second"] = 900.0
+    both, opposite = agreement(whole, then)
+    assert len(opposite) == 1
+    assert "echo, requests/s" in opposite[0]
+
+
 class _Checker(HTMLParser):
     """Notes what a page would load, and whether its tags close."""
 
@@ -227,6 +262,11 @@ def test_a_regression_against_the_baseline_ends_with_1(
     assert ("REGRESSION: epoll, echo" in output) is bool(status)
     assert "REGRESSION: asyncio" not in output
     assert ("better: epoll" in output) is (factor > 1)
+    then = json.loads(before.read_text())
+    unusable = tmp_path / "unusable.json"
+    unusable.write_text(json.dumps(then | {"runs": [run | {"invalid": ["it moved"]} for run in then["runs"]]}))
+    assert main([*words, "--baseline", str(unusable)]) == 1
+    assert "nothing can be said" in capsys.readouterr().out
     assert main([*words, "--seconds", "3", "--baseline", str(before)]) == 1
     assert "give the same options as then" in capsys.readouterr().err
 
