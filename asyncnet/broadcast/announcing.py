@@ -33,7 +33,7 @@ from asyncnet.broadcast.messages import (
     encode,
 )
 from asyncnet.broadcast.watch import InterfaceWatch
-from asyncnet.broadcast.ways import WayReport, check_group, named_ways
+from asyncnet.broadcast.ways import ALL_HOSTS, LIMITED, WayReport, check_group, named_ways
 from asyncnet.opening import Opening
 
 __all__ = ["DISCOVERY_PORT", "Announcer", "AnnouncerStats", "announce"]
@@ -47,10 +47,11 @@ _GOODBYES: Final = 3
 _BETWEEN_GOODBYES: Final = 0.02
 _MAX_PENDING: Final = 1000
 _ANSWERS_PER_SECOND: Final = 5.0
-_MAX_ANSWERS_PER_SECOND: Final = 2000.0
+_MAX_ANSWERS_PER_SECOND: Final = 1000.0
 """To all who ask by broadcast: whoever asks in earnest must have a chance among many who do not."""
 _MAX_DIRECT_PER_SECOND: Final = 20.0
 """To all who ask this host alone, which is how somebody from afar would have it send to others."""
+_LOOPBACK_INDEX: Final = 1
 _MICROSECONDS: Final = 1_000_000
 
 
@@ -244,7 +245,7 @@ class Announcer:
 
     def _answer(self, nonce: bytes, addr: Address, route: Route) -> None:
         try:
-            self._medium.send(self._packet(nonce), addr, route)
+            self._medium.send(self._packet(nonce), _answer_to(addr, route), route)
         except OSError:
             self.stats.send_failures += 1
         else:
@@ -307,6 +308,18 @@ class Announcer:
 
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
+
+
+def _answer_to(addr: Address, route: Route) -> Address:
+    """Return where the answer to a question goes.
+
+    One that came by broadcast is answered by broadcast, to the asker's port and on its segment: a forged source is then
+    nobody's trouble. For thousands of them the system would look for neighbours that are not there, and have no room
+    left for those that are.
+    """
+    if route.direct or route.index <= _LOOPBACK_INDEX:
+        return addr
+    return (ALL_HOSTS, addr[1], 0, route.index) if len(addr) == 4 else (LIMITED, addr[1])
 
 
 def _cancel(handles: set[asyncio.TimerHandle]) -> None:

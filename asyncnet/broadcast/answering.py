@@ -105,11 +105,15 @@ class Answerer:
 
     def _on_batch(self, batch: list[Heard]) -> None:
         now = self._loop.time()
-        stats, limiter, handler, own_port = self.stats, self._limiter, self._handler, self._port
+        stats, handler, own_port = self.stats, self._handler, self._port
+        allows = None if self._limiter is None else self._limiter.allows
+        is_full = len(self._tasks) + len(self._delayed) >= self._max_pending
         ready: list[Outgoing] = []
+        questions = 0
         for data, addr, route in batch:
-            if data.startswith(MAGIC):
+            if data[:4] == MAGIC:
                 self._on_packet(data, addr, route, now, ready)
+                is_full = len(self._tasks) + len(self._delayed) >= self._max_pending
                 continue
             # What comes from the port that is answered at is an answer: two answerers would talk for ever.
             if addr[1] == own_port:
@@ -118,11 +122,11 @@ class Answerer:
             if not route.direct and self._recent.seen((addr, data), now):
                 stats.copies += 1
                 continue
-            stats.questions += 1
-            if limiter is not None and not limiter.allows(addr[0], now):
+            questions += 1
+            if allows is not None and not allows(addr[0], now):
                 stats.limited += 1
                 continue
-            if len(self._tasks) + len(self._delayed) >= self._max_pending:
+            if is_full:
                 stats.dropped += 1
                 continue
             try:
@@ -134,6 +138,8 @@ class Answerer:
                 ready.append((result, addr, route))
             else:
                 self._take(result, addr, route, None, 0.0 if route.direct else self._delay, ready)
+                is_full = len(self._tasks) + len(self._delayed) >= self._max_pending
+        stats.questions += questions
         if ready:
             self._send_many(ready)
 

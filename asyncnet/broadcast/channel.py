@@ -239,9 +239,9 @@ class Channel:
 
     def send_many(self, items: list[Outgoing]) -> int:
         """Send datagrams, each its way, by few system calls. Return how many the system refused."""
-        first = items[0][2]
-        if all(item[2] is first for item in items):
-            return self._send_group(items, first)
+        routes = [item[2] for item in items]
+        if routes.count(routes[0]) == len(routes):
+            return self._send_group(items, routes[0])
         items.sort(key=lambda item: item[2].control)
         return sum(self._send_group(list(group), group_route) for group_route, group in groupby(items, lambda i: i[2]))
 

@@ -33,14 +33,15 @@ class RateLimiter:
 
     def allows(self, source: Hashable, now: float) -> bool:
         """Tell whether a source may, and count it if so."""
-        paid_until = self._paid_until.get(source, now)
-        if paid_until - now > self._slack:
-            return False
-        if paid_until < now:
+        table = self._paid_until
+        paid_until = table.get(source, now)
+        if paid_until <= now:
             paid_until = now
-        self._paid_until[source] = paid_until + self._interval
-        if len(self._paid_until) > self._max_sources:
-            del self._paid_until[next(iter(self._paid_until))]
+        elif paid_until - now > self._slack:
+            return False
+        table[source] = paid_until + self._interval
+        if len(table) > self._max_sources:
+            del table[next(iter(table))]
         return True
 
 

@@ -218,7 +218,7 @@ class Roster:
         place = (packet.name, packet.node)
         old = self._entries.get(self._nodes.get(place, b""))
         returned = packet.instance in self._departed  # a twin, if its place is taken
-        if old is not None and not old.twin and not returned and (confirmed or not old.confirmed):
+        if old is not None and not old.twin and not returned:
             return self._restart(old, packet, location, now, confirmed)
         events: list[Event] = []
         if not self._make_room(location.host, confirmed, events):
@@ -237,6 +237,7 @@ class Roster:
         instance = bytes.fromhex(previous.instance)
         old.sequence = max(old.sequence, packet.sequence)  # what the old one has sent since then, it sent alive
         self._remove(instance, "restarted")
+        self.wants_question = self.wants_question or (old.confirmed and not confirmed)
         self.stats.announcements += 1
         entry = self._add(packet, location, now, confirmed)
         return [Event(EventKind.CHANGED, entry.peer, "restarted", previous)]

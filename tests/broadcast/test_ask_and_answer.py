@@ -166,11 +166,11 @@ async def until(condition: Any) -> None:
 
 
 async def test_with_a_window_answers_are_told_apart_by_their_programs() -> None:
-    async with broadcast.answer(lambda data, addr: b"the same", 0) as first:
+    async with broadcast.answer(lambda data, addr: b"the same", 0, delay=0.02) as first:
         port = first.address[1]
-        async with broadcast.answer(lambda data, addr: b"the same", port):
-            assert len(await ask_all(b"Hi", port, timeout=0.3)) == 1
-            replies = await ask_all(b"Hi", port, timeout=0.3, window=0.1)
+        async with broadcast.answer(lambda data, addr: b"the same", port, delay=0.02):
+            assert len(await ask_all(b"Hi", port, timeout=0.15)) == 1
+            replies = await ask_all(b"Hi", port, timeout=0.2, window=0.05)
             assert len(replies) == len({reply.instance for reply in replies}) == 2
             assert {reply.data for reply in replies} == {b"the same"}
 
@@ -178,7 +178,7 @@ async def test_with_a_window_answers_are_told_apart_by_their_programs() -> None:
 async def test_the_asker_names_the_window_and_repetitions_bring_no_duplicates() -> None:
     async with broadcast.answer(lambda data, addr: data, 0, delay=60.0) as answerer:
         asking = broadcast.ask(
-            b"Hi", answerer.address[1], to=LOOPBACK, window=0.05, timeout=0.5, repeat_at=[0.0, 0.1, 0.2]
+            b"Hi", answerer.address[1], to=LOOPBACK, window=0.02, timeout=0.25, repeat_at=[0.0, 0.05, 0.1]
         )
         assert [reply.data async for reply in asking] == [b"Hi"]
         assert asking.stats.sent == 3
@@ -197,11 +197,11 @@ async def test_a_broadcast_waits_a_random_delay_and_a_question_to_one_host_does_
 
 async def test_late_answers_are_heard_until_the_end() -> None:
     async def handler(data: bytes, addr: Address) -> bytes:
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.1)
         return b"late"
 
     async with broadcast.answer(handler, 0, delay=0.0) as answerer:
-        assert [reply.data for reply in await ask_all(b"Hi", answerer.address[1], timeout=0.6, repeat_at=[0.0])] == [
+        assert [reply.data for reply in await ask_all(b"Hi", answerer.address[1], timeout=0.25, repeat_at=[0.0])] == [
             b"late"
         ]
 
@@ -210,7 +210,7 @@ async def test_the_own_question_is_left_out_unless_asked_for() -> None:
     async with broadcast.answer(lambda data, addr: b"answer", 0, delay=0.0) as answerer:
         port = answerer.address[1]
         for window in (None, 0.0):
-            options = {"local_port": port, "timeout": 0.15, "window": window}
+            options = {"local_port": port, "timeout": 0.08, "window": window}
             asking = broadcast.ask(b"Hi", port, to=LOOPBACK, **options)  # type: ignore[arg-type]
             replies = [reply async for reply in asking]
             assert asking.stats.own >= 1

@@ -70,7 +70,8 @@ async def test_joined_changed_and_left(port: int) -> None:
         assert browser.peers == []
 
 
-async def test_a_newcomer_is_told_at_once(port: int) -> None:
+async def test_a_newcomer_is_told_at_once(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncnet.broadcast.announcing._REPEAT_AT", (0.01, 0.02))
     async with announcing("printer", port, interval=60.0) as announcer:
         await until(lambda: announcer.stats.announcements == 3)  # those of the beginning are over
         async with browsing("printer", port) as browser:

@@ -101,6 +101,13 @@ def test_a_restart_is_one_event() -> None:
     assert len(roster) == 1
 
 
+def test_a_restart_of_one_that_was_confirmed_is_one_event_and_is_asked_for() -> None:
+    roster = Roster()
+    roster.hear(HELLO, A, 0.0, confirmed=True)
+    assert kinds(roster.hear(later(HELLO, 50, instance=b"newborn!"), A, 1.0)) == [("changed", "restarted")]
+    assert roster.wants_question
+
+
 def test_two_living_instances_of_one_node_are_both_listed_and_do_not_take_turns() -> None:
     roster = Roster()
     other = later(HELLO, 50, instance=b"another!")

@@ -53,6 +53,13 @@ class Program:
     process: subprocess.Popen[bytes]
     _rest: bytes = b""
 
+    def until_ready(self) -> None:
+        """Wait until it says that it listens."""
+        assert self.process.stderr is not None
+        assert select.select([self.process.stderr], [], [], 15)[0], "the program does not start"
+        line = self.process.stderr.readline().decode()
+        assert line.startswith("listening on "), line
+
     def line(self, within: float) -> str | None:
         """Return the next line of standard output; None when there is none in time."""
         deadline = time.monotonic() + within
@@ -147,10 +154,7 @@ class Lan:
         """Run ``asyncnet broadcast``, and wait until it says that it listens."""
         program = self.start(host, "-m", "asyncnet", "broadcast", *arguments)
         if ready:
-            assert program.process.stderr is not None
-            assert select.select([program.process.stderr], [], [], 15)[0], "the program does not start"
-            line = program.process.stderr.readline().decode()
-            assert line.startswith("listening on "), line
+            program.until_ready()
         return program
 
 

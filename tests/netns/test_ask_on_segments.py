@@ -57,8 +57,8 @@ def found(replies: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
 
 
 def answerers(network: Lan, **hosts: Host) -> None:
-    for name, host in hosts.items():
-        network.asyncnet(host, "answer", "7788", name)
+    for program in [network.asyncnet(host, "answer", "7788", name, ready=False) for name, host in hosts.items()]:
+        program.until_ready()
 
 
 def test_three_hosts_on_one_segment_and_one_on_the_other_answer_a_host_with_two_cards(network: Lan) -> None:
@@ -143,8 +143,9 @@ def test_multicast_and_every_ipv6_host_on_the_link(network: Lan) -> None:
 def test_a_hundred_instances_are_found_within_two_seconds_by_three_probes(network: Lan) -> None:
     network.segment("one")
     asker = network.host("one", "10.1.0.1/24")
-    for number in (2, 3):
-        assert network.start(network.host("one", f"10.1.0.{number}/24"), "-c", MANY, "50").line(15) == "ready"
+    hosts = [network.host("one", f"10.1.0.{number}/24") for number in (2, 3)]
+    for program in [network.start(host, "-c", MANY, "50") for host in hosts]:
+        assert program.line(15) == "ready"
     replies, counts = ask(asker, limit=100, timeout=5, window=0.25)
     assert len({(reply["host"], reply["data"]) for reply in replies}) == 100
     assert max(reply["took"] for reply in replies) < 2
