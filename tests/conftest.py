@@ -7,9 +7,14 @@ import functools
 import inspect
 from collections.abc import AsyncIterator, Callable
 
+import hypothesis
 import pytest
 
 from asyncnet.loops import HAVE_UVLOOP, new_event_loop
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 def pytest_asyncio_loop_factories(
