@@ -24,8 +24,10 @@ demo: setup
 peers:
 	@sh tests/interop/install_peers.sh
 
+# On two processors; what measures time has the machine for itself afterwards.
 test: setup peers
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not long and not alone'
+	$(BIN)/python -m pytest -m 'alone and not long'
 
 # The proofs that take minutes: floods and losses on real segments, workers reloaded and killed under load, the laboratory.
 test-long: setup peers

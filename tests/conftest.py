@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -24,8 +25,16 @@ def pytest_asyncio_loop_factories(
     return {name: functools.partial(new_event_loop, name) for name in names}
 
 
+ALONE = {"lab", "netns", "workers"}
+"""Folders of tests that need the machine for themselves."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in ALONE:
+            item.add_marker("alone")
+        # Tests of a file stay on one processor, and those with peers, which have fixed ports, all on one.
+        item.add_marker(pytest.mark.xdist_group("interop" if "interop" in item.path.parts else str(item.path)))
         if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
             item.fixturenames.insert(0, "no_leaks")
 

@@ -321,6 +321,7 @@ def test_tftp_serve_is_read_only_unless_told_otherwise(tmp_path: Path) -> None:
 # compare and demo
 
 
+@pytest.mark.alone
 def test_compare_prints_a_row_per_engine_and_writes_json(tmp_path: Path) -> None:
     command = ["compare", "--engines", "asyncio,epoll", "--clients", "4", "--size", "64", "--seconds", "0.1"]
     done = asyncnet(
@@ -337,6 +338,7 @@ def test_compare_prints_a_row_per_engine_and_writes_json(tmp_path: Path) -> None
     assert data["settings"]["clients"] == 4
 
 
+@pytest.mark.alone
 def test_the_demo_shows_every_component(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(
         demo,

@@ -407,6 +407,7 @@ loops.run(main(), loop=sys.argv[1])
 """
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_NOFILE")
 async def test_a_server_out_of_descriptors_serves_on_and_recovers(tmp_path: Path) -> None:
     script = tmp_path / "server.py"

@@ -79,6 +79,7 @@ async def p99_of(streams: list[Stream]) -> float:
     return waits[int(len(waits) * 0.99)]
 
 
+@pytest.mark.alone
 async def test_thousands_of_tricklers_hardly_slow_honest_clients_down() -> None:
     """Whatever else the machine does comes and goes, so that one good try of several counts."""
     with descriptors_for(2 * TRICKLERS + 200):

@@ -243,6 +243,7 @@ async def echo(endpoint: Endpoint) -> None:
         await endpoint.send(data, addr)
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("disabled", ["", "recvmmsg,sendmmsg,gso,gro"])
 @pytest.mark.parametrize("kind", [Echo, Batches, Endpoint])
 async def test_a_timer_fires_under_a_flood(kind: Any, disabled: str, monkeypatch: pytest.MonkeyPatch) -> None:
