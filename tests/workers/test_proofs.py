@@ -180,8 +180,8 @@ async def main(worker):
             master.reload()  # the seat keeps its socket, and the flow its seat
             client.send(b"?")
             assert client.recv(100) == seat
-            victim = master.report()["workers"][int(seat)]["pid"]
-            os.kill(victim, signal.SIGKILL)
+            serving = [each for each in master.report()["workers"] if each["state"] == "ready"]
+            os.kill(next(each["pid"] for each in serving if each["seat"] == int(seat)), signal.SIGKILL)
             client.send(b"?")  # it waits in the socket for the worker that takes the seat
             assert client.recv(100) == seat
 
