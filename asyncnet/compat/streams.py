@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from selectors import EVENT_READ
 from typing import Any, Final, Self
 
-from asyncnet.compat.tasks import bounded, check_cancelled
+from asyncnet.compat.tasks import OPEN, bounded, check_cancelled
 from asyncnet.compat.traps import YIELD, Trap, trap
 from asyncnet.compat.writing import CHUNK, TURNS, SocketLike, Writer
 
@@ -82,10 +82,13 @@ class Reader:
             self._turns = 0
             await trap(self._readable)
         else:
-            await self._take_turns()
+            self._turns += 1
+            if self._turns > TURNS:
+                self._turns = 0
+                await trap(YIELD)
         while True:
             try:
-                data = bounded(self._sock, self._recv, size) if self._blocking else self._recv(size)
+                data = bounded(self._sock, self._recv, size) if OPEN and self._blocking else self._recv(size)
                 break
             except BlockingIOError:
                 self._turns = 0

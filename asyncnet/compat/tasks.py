@@ -18,7 +18,18 @@ import attrs
 
 from asyncnet.compat.traps import JOIN, Trap, current_driver, trap
 
-__all__ = ["Driver", "Scope", "Spawned", "bounded", "check_cancelled", "earliest", "open_scopes", "spawn", "timeout"]
+__all__ = [
+    "OPEN",
+    "Driver",
+    "Scope",
+    "Spawned",
+    "bounded",
+    "check_cancelled",
+    "earliest",
+    "open_scopes",
+    "spawn",
+    "timeout",
+]
 
 logger: Final = logging.getLogger("asyncnet.compat")
 
@@ -38,6 +49,10 @@ class Scope:
         """Return what is to be raised where the task waits."""
         self.raised = asyncio.CancelledError("timed out")
         return self.raised
+
+
+OPEN: Final[set[Scope]] = set()
+"""Every open timeout in this process: when there is none, nobody need ask whose."""
 
 
 def earliest(scopes: list[Scope]) -> Scope | None:
@@ -70,6 +85,7 @@ class timeout:  # as asyncio.timeout
             self._scope = Scope(monotonic() + self._seconds)
             self._scopes = driver.scopes
             self._scopes.append(self._scope)
+            OPEN.add(self._scope)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: Any) -> None:
@@ -77,6 +93,7 @@ class timeout:  # as asyncio.timeout
             await self._native.__aexit__(kind, exc, trace)
         elif self._scope is not None:
             self._scopes.remove(self._scope)
+            OPEN.discard(self._scope)
             if exc is not None and exc is self._scope.raised:  # and not somebody else's cancellation
                 raise TimeoutError("timed out") from exc
 

@@ -15,7 +15,7 @@ from threading import Lock
 from time import monotonic
 from typing import Any, Final, Protocol
 
-from asyncnet.compat.tasks import bounded, open_scopes
+from asyncnet.compat.tasks import OPEN, bounded, open_scopes
 from asyncnet.compat.traps import YIELD, Trap, sleep, trap
 
 __all__ = ["CHUNK", "FLUSH_STALL", "TURNS", "SocketLike", "Writer"]
@@ -98,7 +98,7 @@ class Writer:
             return
         sent = 0
         # Within a timeout, a socket that blocks is left to what is awaited.
-        if not self.pending and not (self._blocking and open_scopes()):
+        if not self.pending and not (OPEN and self._blocking and open_scopes()):
             try:
                 sent = self._send(data)
             except BlockingIOError:
