@@ -24,7 +24,8 @@ class RateLimiter:
 
     def __init__(self, rate: float, burst: float, *, max_sources: int = _MAX_SOURCES) -> None:
         self._interval = 1 / rate
-        self._slack = max(0.0, burst - 1) / rate
+        # A little more, since sums of seconds are rounded, and the clock decides how.
+        self._slack = max(0.0, burst - 1 + 1e-3) / rate
         self._max_sources = max_sources
         self._paid_until: dict[Hashable, float] = {}
 
