@@ -20,7 +20,7 @@ import attrs
 
 from asyncnet.addresses import Address
 from asyncnet.poller import poller_of
-from asyncnet.udp.ancillary import CONTROL_SIZE, control_messages
+from asyncnet.udp.ancillary import CONTROL_SIZE, ask_for_destinations, control_messages
 from asyncnet.udp.batch import SLOT_SIZE, SLOTS, arena_of
 from asyncnet.udp.capabilities import probe
 
@@ -32,7 +32,6 @@ HAVE_ROUTES: Final = sys.platform == "linux" and struct.calcsize("P") == 8
 _BATCHES_PER_TURN: Final = 4
 _MAX_ROUTES: Final = 1024
 _IP_PKTINFO: Final = 8
-_IPV6_RECVPKTINFO: Final = 49
 _IPV6_PKTINFO: Final = 50
 _INFO: Final = struct.Struct("=i4s4s")  # struct in_pktinfo: interface, address to answer from, address it was sent to
 _INFO6: Final = struct.Struct("=16si")  # struct in6_pktinfo: address, interface
@@ -144,10 +143,7 @@ class Channel:
         self._poller = poller_of(loop)
         sock.setblocking(False)
         if HAVE_ROUTES and fixed is None:
-            if self.family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
-            else:
-                sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            ask_for_destinations(sock)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         except OSError:

@@ -11,6 +11,7 @@ from typing import Final
 from asyncnet.addresses import Address, Interface, explain, interfaces
 from asyncnet.broadcast.channel import HAVE_ROUTES, Channel, Heard, Outgoing, Route, route_by
 from asyncnet.broadcast.ways import Way, WayReport, logger, ways_of
+from asyncnet.udp.ancillary import ask_for_destinations
 from asyncnet.udp.sockets import join_group, open_socket
 
 __all__ = ["Medium"]
@@ -75,7 +76,12 @@ class Medium:
                 self._channels[socket.AF_INET] = Channel(loop, sock, self._on_batch)
                 port = sock.getsockname()[1]
             elif ":" not in host:
-                sock = await open_socket(local=(host or "0.0.0.0", port), broadcast=True, share_broadcasts=share)
+                sock = await open_socket(
+                    local=(host or "0.0.0.0", port),
+                    broadcast=True,
+                    share_broadcasts=share,
+                    destinations=HAVE_ROUTES,
+                )
                 self._channels[socket.AF_INET] = Channel(loop, sock, self._on_batch)
                 port = sock.getsockname()[1]
             if self._ipv6 or ":" in host:
@@ -221,6 +227,8 @@ def _open_ipv6(host: str, port: int, *, share: bool) -> socket.socket:
     sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     try:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if HAVE_ROUTES:
+            ask_for_destinations(sock)
         if share:
             by_address = sys.platform in ("linux", "win32")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR if by_address else socket.SO_REUSEPORT, 1)

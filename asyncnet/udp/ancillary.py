@@ -11,7 +11,16 @@ from typing import Final, NamedTuple
 from asyncnet.addresses import Address
 from asyncnet.udp.capabilities import SOL_UDP, UDP_GRO, probe
 
-__all__ = ["CONTROL_SIZE", "GRO_PLACE", "Datagram", "Train", "ask_for", "control_messages", "datagrams_of"]
+__all__ = [
+    "CONTROL_SIZE",
+    "GRO_PLACE",
+    "Datagram",
+    "Train",
+    "ask_for",
+    "ask_for_destinations",
+    "control_messages",
+    "datagrams_of",
+]
 
 CONTROL_SIZE: Final = 192
 """Bytes for ancillary data: every kind that is asked for fits."""
@@ -66,13 +75,25 @@ def ask_for(sock: socket.socket, *, trains: bool, notes: bool) -> None:
     if trains and probe().gro:
         sock.setsockopt(SOL_UDP, UDP_GRO, 1)
     if notes and sys.platform == "linux":
+        ask_for_destinations(sock)
         sock.setsockopt(socket.SOL_SOCKET, _SO_RXQ_OVFL, 1)
         if six:
-            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVTCLASS, 1)
         else:
-            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
             sock.setsockopt(socket.IPPROTO_IP, _IP_RECVTOS, 1)
+
+
+def ask_for_destinations(sock: socket.socket) -> None:
+    """Have the kernel tell where each datagram was sent to, and by which interface it came, on Linux.
+
+    It notes the interface as a datagram arrives: before the socket is bound is the time to ask.
+    """
+    if sys.platform != "linux":
+        return
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVPKTINFO, 1)
+    elif sock.family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
 
 
 def control_messages(control: bytes) -> Iterator[tuple[int, int, bytes]]:

@@ -49,7 +49,11 @@ def bind(
 
     async def open_() -> Endpoint:
         opened = sock or await open_socket(
-            local=(host or "0.0.0.0", port), broadcast=broadcast, reuse_port=reuse_port, share_broadcasts=share_port
+            local=(host or "0.0.0.0", port),
+            broadcast=broadcast,
+            reuse_port=reuse_port,
+            share_broadcasts=share_port,
+            destinations=notes,
         )
         return await _endpoint(opened, queue_size, queue_bytes, policy, receive_buffer, notes)
 
@@ -83,7 +87,7 @@ def connect(
     """
 
     async def open_() -> Endpoint:
-        sock = await open_socket(local=local_addr, remote=(host, port), broadcast=broadcast)
+        sock = await open_socket(local=local_addr, remote=(host, port), broadcast=broadcast, destinations=notes)
         return await _endpoint(sock, queue_size, queue_bytes, policy, receive_buffer, notes)
 
     return Opening(open_)

@@ -10,6 +10,7 @@ from typing import Final
 
 from asyncnet.addresses import Address, explain
 from asyncnet.resolver import resolve
+from asyncnet.udp.ancillary import ask_for_destinations
 
 __all__ = ["join_group", "leave_group", "open_socket", "route_mtu", "set_multicast"]
 
@@ -29,6 +30,7 @@ async def open_socket(
     broadcast: bool = False,
     reuse_port: bool = False,
     share_broadcasts: bool = False,
+    destinations: bool = False,
 ) -> socket.socket:
     """Return a non-blocking UDP socket, bound, connected, or both; names are resolved.
 
@@ -38,6 +40,7 @@ async def open_socket(
         broadcast: allow sending to broadcast addresses.
         reuse_port: share the port; each datagram goes to one of the sockets.
         share_broadcasts: share the port; each broadcast goes to every one of the sockets.
+        destinations: have the kernel tell where each datagram was sent to, from the first one on.
 
     Raises:
         OSError: an address does not resolve or cannot be used; the message names it and the way out.
@@ -55,6 +58,8 @@ async def open_socket(
         if share_broadcasts:  # BSD and macOS ask for the other option; on Linux that one would pick one socket
             by_address = sys.platform in ("linux", "win32")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR if by_address else socket.SO_REUSEPORT, 1)
+        if destinations:
+            ask_for_destinations(sock)
         if local_info:
             try:
                 sock.bind(local_info[1])

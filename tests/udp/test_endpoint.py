@@ -13,9 +13,11 @@ import pytest
 
 from asyncnet import udp
 from asyncnet.addresses import Address
+from asyncnet.broadcast.channel import Channel, Heard
 from asyncnet.errors import ClosedError
 from asyncnet.udp import Datagram, Endpoint, probe
 from asyncnet.udp.batch import Arena
+from asyncnet.udp.sockets import open_socket
 from tests.udp.recorders import full_transport, until
 
 
@@ -200,6 +202,27 @@ async def test_the_kernels_notes_come_in_batches() -> None:
             assert item.interface == socket.if_nametoindex("lo")
         await client.send(b"y")
         assert await server.recv() == (b"y", client.local_addr)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel tells destinations on Linux")
+async def test_the_first_datagram_has_its_notes_though_it_came_before_anybody_read() -> None:
+    loop = asyncio.get_running_loop()
+    for host in ("127.0.0.1", "::1"):
+        sock = await open_socket(local=(host, 0), destinations=True)
+        with socket.socket(sock.family, socket.SOCK_DGRAM) as early:
+            early.sendto(b"early", sock.getsockname())
+        async with udp.bind(sock=sock, notes=True) as endpoint:
+            (datagram,) = await endpoint.recv_batch()
+        assert isinstance(datagram, Datagram)
+        assert (datagram.local_addr, datagram.interface) == (host, socket.if_nametoindex("lo"))
+        heard: list[Heard] = []
+        sock = await open_socket(local=(host, 0), destinations=True)
+        with socket.socket(sock.family, socket.SOCK_DGRAM) as early:
+            early.sendto(b"early", sock.getsockname())
+        channel = Channel(loop, sock, heard.extend)
+        await until(partial(len, heard))
+        channel.close()
+        assert heard[0][2].interface == "lo"
 
 
 async def test_empty_datagrams_arrive() -> None:
