@@ -195,13 +195,12 @@ class Roster:
         if confirmed:
             entry.confirmed = True
             self._unconfirmed.pop(packet.instance, None)
-        if packet.sequence in entry.recent:
-            self.stats.duplicates += 1
-        elif packet.sequence < entry.sequence:
-            self.stats.stale += 1
+        known = packet.sequence in entry.recent
+        self.stats.duplicates += known
+        if packet.sequence < entry.sequence:  # also a copy of one that came before the newest changes nothing
+            self.stats.stale += not known
             return []
-        else:
-            self.stats.announcements += 1
+        self.stats.announcements += not known
         return self._update(entry, packet, location, now)
 
     def _take_leave(self, packet: Goodbye, entry: _Entry | None) -> list[Event]:
