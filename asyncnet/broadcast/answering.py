@@ -45,7 +45,7 @@ class AnswererStats:
     questions: int = 0
     answers: int = 0
     dropped: int = 0
-    """Questions that came while `max_pending` answers were at work or delayed."""
+    """Questions that came while `max_pending` handlers were at work."""
     failed: int = 0
     """Questions whose handler raised, and answers that could not be sent."""
     copies: int = 0
@@ -107,13 +107,13 @@ class Answerer:
         now = self._loop.time()
         stats, handler, own_port = self.stats, self._handler, self._port
         allows = None if self._limiter is None else self._limiter.allows
-        is_full = len(self._tasks) + len(self._delayed) >= self._max_pending
+        is_full = len(self._tasks) >= self._max_pending
         ready: list[Outgoing] = []
         questions = 0
         for data, addr, route in batch:
             if data[:4] == MAGIC:
                 self._on_packet(data, addr, route, now, ready)
-                is_full = len(self._tasks) + len(self._delayed) >= self._max_pending
+                is_full = len(self._tasks) >= self._max_pending
                 continue
             # What comes from the port that is answered at is an answer: two answerers would talk for ever.
             if addr[1] == own_port:
@@ -138,7 +138,7 @@ class Answerer:
                 ready.append((result, addr, route))
             else:
                 self._take(result, addr, route, None, 0.0 if route.direct else self._delay, ready)
-                is_full = len(self._tasks) + len(self._delayed) >= self._max_pending
+                is_full = len(self._tasks) >= self._max_pending
         stats.questions += questions
         if ready:
             self._send_many(ready)
@@ -162,7 +162,7 @@ class Answerer:
         stats.questions += 1
         if self._limiter is not None and not self._limiter.allows(addr[0], now):
             stats.limited += 1
-        elif len(self._tasks) + len(self._delayed) >= self._max_pending:
+        elif len(self._tasks) >= self._max_pending:
             stats.dropped += 1
         else:
             try:
@@ -195,7 +195,7 @@ class Answerer:
         if window <= 0:
             ready.append(item)
         else:
-            self._delay_item(item, window)
+            ready += self._delay_item(item, window)
 
     def _item(self, result: Any, addr: Address, route: Route, question: bytes | None) -> Outgoing | None:
         if result is None:
@@ -230,16 +230,17 @@ class Answerer:
         if item is None or self._closed.is_set():
             return
         left = window - (self._loop.time() - begin)
-        if left <= 0:
-            self._send_many([item])
-        else:
-            self._delay_item(item, left)
+        if now := [item] if left <= 0 else self._delay_item(item, left):
+            self._send_many(now)
 
-    def _delay_item(self, item: Outgoing, window: float) -> None:
+    def _delay_item(self, item: Outgoing, window: float) -> list[Outgoing]:
+        """Delay an answer; return what is to be sent now, because too many are delayed."""
         due = self._loop.time() + random.uniform(0, window)
         heapq.heappush(self._delayed, (due, next(self._numbers), item))
+        early = [heapq.heappop(self._delayed)[2]] if len(self._delayed) > self._max_pending else []
         if self._delayed[0][0] == due:
             self._set_timer()
+        return early
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -330,7 +331,9 @@ def answer(
             An exception is logged with the asker's address and ends nothing. A question that is repeated is a new one.
         port: 0 takes any free one.
         host: an address of this host to listen on; empty for every address, which hearing broadcasts takes on Linux.
-        max_pending: answers that may be pending, at work or delayed; further questions are dropped and counted.
+        max_pending: handlers that may be at work at once; further questions are dropped and counted. As many answers
+            may be delayed; of more, the one that is due first is sent at once, so that a flood of questions with forged
+            addresses does not keep others from being answered.
         delay: seconds; the delay is a random part of it, unless the asker names its own window.
         max_rate: questions a second of one source that are answered, twice as many at once; None for no limit.
         group: a multicast group to hear as well, on every interface, also on those that come later.

@@ -106,6 +106,8 @@ class RosterStats:
 
     announcements: int = 0
     """Packets that were newer than what was known."""
+    goodbyes: int = 0
+    """Instances that said that they leave."""
     duplicates: int = 0
     """Copies of packets that were heard already, by other interfaces or repeated."""
     stale: int = 0
@@ -195,13 +197,12 @@ class Roster:
         if confirmed:
             entry.confirmed = True
             self._unconfirmed.pop(packet.instance, None)
-        if packet.sequence in entry.recent:
-            self.stats.duplicates += 1
-        elif packet.sequence < entry.sequence:
-            self.stats.stale += 1
+        known = packet.sequence in entry.recent
+        self.stats.duplicates += known
+        if packet.sequence < entry.sequence:  # also a copy of one that came before the newest changes nothing
+            self.stats.stale += not known
             return []
-        else:
-            self.stats.announcements += 1
+        self.stats.announcements += not known
         return self._update(entry, packet, location, now)
 
     def _take_leave(self, packet: Goodbye, entry: _Entry | None) -> list[Event]:
@@ -209,6 +210,7 @@ class Roster:
             self.stats.stale += 1
             return []
         entry.sequence = packet.sequence
+        self.stats.goodbyes += 1
         return [self._remove(packet.instance, "goodbye")]
 
     def _join(self, packet: Present, location: Location, now: float, confirmed: bool) -> list[Event]:

@@ -36,7 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = parser.add_subparsers(dest="component", required=True, metavar="COMMAND")
     words = sys.argv[1:] if arguments is None else arguments
     # The component that is named is the only one whose modules are needed; otherwise the help lists them all.
-    for component in words[:1] if words and words[0] in _COMPONENTS else _COMPONENTS:
+    needed = words[:1] if words and words[0] in _COMPONENTS else () if "--version" in words[:1] else _COMPONENTS
+    for component in needed:
         importlib.import_module(f"asyncnet.cli.{component}").add_parser(subparsers)
     chosen = parser.parse_args(arguments)
     try:

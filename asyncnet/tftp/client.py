@@ -33,7 +33,7 @@ from asyncnet.tftp.sending import SendSession
 from asyncnet.tftp.session import Progress, Report, Session, prepare_socket
 from asyncnet.tftp.transfer import Receiver, Sender
 from asyncnet.udp.create import attach
-from asyncnet.udp.sockets import route_mtu
+from asyncnet.udp.sockets import refused_addresses, route_mtu
 
 __all__ = ["DEFAULT_PORT", "Client", "ClientOptions"]
 
@@ -293,6 +293,7 @@ class Client:
                 over.set_result(None)
 
         session.on_over = on_over
+        session.refused = partial(refused_addresses, sock)
         self._sessions = {s for s in self._sessions if not s.closed}
         self._sessions.add(session)
         try:

@@ -52,7 +52,10 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """What a receiver writes."""
+    """What a receiver writes.
+
+    A sink whose attribute ``commit_blocks`` is true waits for a disk in `commit`: a server calls that in a thread.
+    """
 
     @property
     def random_access(self) -> bool:
@@ -219,13 +222,15 @@ class FileSink:
     def __init__(
         self, path: str | os.PathLike[str], *, dir_fd: int | None = None, replace: bool = True, sync: bool = False
     ) -> None:
+        self.commit_blocks = sync
         self._dir_fd = dir_fd
         self._sync = sync
         self._target = os.fspath(path)
         self._replace = replace
         self._fd = -1
         head, name = os.path.split(self._target)
-        self._temporary = os.path.join(head, f".{name[:200]}.{secrets.token_hex(6)}.part")
+        known = os.fsencode(name)[:200].decode(errors="ignore")  # file systems limit names to 255 bytes
+        self._temporary = os.path.join(head, f".{known}.{secrets.token_hex(6)}.part")
         try:
             mode = self._mode_of_target()
             if mode is not None and not replace:
@@ -358,6 +363,7 @@ class CheckedSink:
     random_access = False
 
     def __init__(self, sink: Sink, digest: bytes) -> None:
+        self.commit_blocks = getattr(sink, "commit_blocks", False)
         self._sink = sink
         self._wanted = digest
         self._hash = hashlib.sha256()
@@ -391,6 +397,7 @@ class NetasciiSink:
     random_access = False
 
     def __init__(self, sink: Sink) -> None:
+        self.commit_blocks = getattr(sink, "commit_blocks", False)
         self._sink = sink
         self._decoder = netascii.Decoder()
         self._written = 0

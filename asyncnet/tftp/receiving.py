@@ -36,6 +36,7 @@ class ReceiveSession(Session):
         super().__init__(machine, opening=opening, server=server, negotiate=negotiate, progress=progress)
         self._sink = sink
         self._bytes = 0
+        self._close_later = False
         self._prepare(options or Options())
 
     def _prepare(self, options: Options) -> None:
@@ -58,6 +59,8 @@ class ReceiveSession(Session):
 
     def _receive_block(self, number: int, data: bytes, now: float) -> None:
         payload = memoryview(data)[HEADER.size :]
+        if self._committing:
+            return
         if self.over:
             if self._machine.state is State.DALLYING:
                 self._machine.receive_data(number, len(payload), now)
@@ -98,7 +101,7 @@ class ReceiveSession(Session):
         first, count = fields[1], len(payloads)
         if fields[1::2] != tuple(range(first, first + count)) or fields[::2] != (Opcode.DATA,) * count:
             return False
-        block = None if self.over else self._machine.receive_run(first, count, length, now)
+        block = None if self.over or self._committing else self._machine.receive_run(first, count, length, now)
         if block is None:
             return False
         self._bytes += (count - 1) * self.options.block_size + length
@@ -111,16 +114,42 @@ class ReceiveSession(Session):
         return True
 
     def _answer(self, now: float) -> None:
-        if self._machine.complete:
-            self._check_size()
-            self._sink.commit()
-            self._machine.finish(now)
+        if not self._machine.complete:
             self._send_ack()
-            self._tell_progress(self._bytes)
-            self.report.duplicates = self._machine.duplicates
-            self._end()
+            return
+        self._check_size()
+        if self._call_blocking is not None and getattr(self._sink, "commit_blocks", False):
+            self._call_blocking(self._sink.commit, self._on_committed)
+            self._committing = True
         else:
-            self._send_ack()
+            self._sink.commit()
+            self._finish(now)
+
+    def _on_committed(self, error: BaseException | None) -> None:
+        self._committing = False
+        try:
+            if error is not None:
+                raise error
+            self._finish(self._clock())
+            self._rearm()
+        except Exception as exc:
+            self.fail(exc)
+        if self._close_later:
+            self.close()
+
+    def _finish(self, now: float) -> None:
+        self._machine.finish(now)
+        self._send_ack()
+        self._tell_progress(self._bytes)
+        self.report.duplicates = self._machine.duplicates
+        self._end()
+
+    def close(self) -> None:
+        """Close the socket, also while dallying; while the disk is waited for, as soon as it has answered."""
+        if self._committing:
+            self._close_later = True
+        else:
+            super().close()
 
     def _check_size(self) -> None:
         """Compare with what the server has announced; a client's announcement is only a wish for room."""

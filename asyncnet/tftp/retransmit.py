@@ -23,6 +23,9 @@ class Timing:
     """The longest, after backing off."""
     max_retransmits: int = 6
     """Retransmissions in a row without an answer before the transfer is given up."""
+    patience: float = 30.0
+    """Seconds without an answer after which a peer that has answered before is given up, at the earliest: some write
+    what they have to flash memory, and say nothing meanwhile."""
 
     def capped_by(self, seconds: float | None) -> Timing:
         """Return these times for a peer that named its retransmission interval (RFC 2349): it is the longest wait.
@@ -61,6 +64,8 @@ class RetransmitTimer:
         self.slowest = 0.0
         """The longest round trip of late in seconds; it falls slowly when they become shorter."""
         self._variance = 0.0
+        self._waited = 0.0  # since the last progress
+        self._patience = 0.0
 
     @property
     def timeout(self) -> float:
@@ -97,8 +102,10 @@ class RetransmitTimer:
         """Forget the backoff: the peer answers."""
         self.retransmits = 0
         self.limit = self.timing.max_retransmits
+        self._patience = self.timing.patience
 
     def timed_out(self) -> bool:
-        """Count a timeout; tell whether there were too many in a row."""
+        """Count a timeout; tell whether there were too many in a row, for long enough."""
+        self._waited = self.timeout + (self._waited if self.retransmits else 0.0)
         self.retransmits += 1
-        return self.retransmits > self.limit
+        return self.retransmits > self.limit and self._waited >= self._patience

@@ -37,7 +37,7 @@ from asyncnet.tftp.ports import Arrival, Listener, transfer_socket
 from asyncnet.tftp.receiving import ReceiveSession
 from asyncnet.tftp.retransmit import DEFAULT_TIMING, Timing
 from asyncnet.tftp.sending import Outbox
-from asyncnet.tftp.session import Report, Session
+from asyncnet.tftp.session import Report, Session, printable
 from asyncnet.tftp.storage import Request, Storage, error_packet_fields
 from asyncnet.udp.create import attach
 
@@ -259,7 +259,7 @@ class Server:
         if not self._guard.may_send_error(str(arrival.peer[0]), time.monotonic()):
             self._stats.silenced += 1
             return False
-        answer = encode_packet(Error(code, text))
+        answer = encode_packet(Error(code, printable(text)))
         try:
             if arrival.listener.single_port:
                 arrival.listener.send(answer, arrival.peer, arrival.reply_addr)

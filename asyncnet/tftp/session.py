@@ -34,7 +34,7 @@ from asyncnet.tftp.packets import (
 from asyncnet.tftp.storage import error_packet_fields
 from asyncnet.tftp.transfer import Receiver, Sender, State
 
-__all__ = ["Progress", "Report", "Session", "Wire", "prepare_socket"]
+__all__ = ["Progress", "Report", "Session", "Wire", "prepare_socket", "printable"]
 
 Progress: TypeAlias = Callable[[int, int | None], object]
 """Called with the bytes transferred so far and, where it is known, their number in all."""
@@ -86,6 +86,9 @@ class Cancellable(Protocol):
 
 CallLater: TypeAlias = Callable[[float, Callable[[], None]], Cancellable]
 
+CallBlocking: TypeAlias = Callable[[Callable[[], None], Callable[[BaseException | None], None]], object]
+"""Called with what may block, and with what is to be called after it, in this thread, with what it has raised."""
+
 
 class Session(asyncio.DatagramProtocol, ABC):
     """What sending and receiving share.
@@ -113,6 +116,8 @@ class Session(asyncio.DatagramProtocol, ABC):
         self.over = False
         self.on_over: Callable[[Session], None] | None = None
         """Called once when the transfer is over, while a receiver may still dally."""
+        self.refused: Callable[[], list[Address]] | None = None
+        """Takes from the system where the datagrams went that were refused; a peer's refusal alone ends a transfer."""
         self.options = Options()
         self._machine = machine
         self._opening = opening
@@ -123,6 +128,8 @@ class Session(asyncio.DatagramProtocol, ABC):
         self._tid_errors = 0
         self._transport: Wire | None = None
         self._call_later: CallLater | None = None
+        self._call_blocking: CallBlocking | None = None
+        self._committing = False  # all has arrived and the disk has the word: nothing else ends the transfer now
         self._started = 0.0
         self._timer: Cancellable | None = None
         self._timer_at = 0.0
@@ -135,17 +142,19 @@ class Session(asyncio.DatagramProtocol, ABC):
     # What the transport calls.
 
     def connection_made(self, transport: Any) -> None:
-        self.begin(transport, asyncio.get_running_loop().call_later)
+        self.begin(transport, asyncio.get_running_loop().call_later, _call_in_thread)
 
-    def begin(self, wire: Wire, call_later: CallLater) -> None:
+    def begin(self, wire: Wire, call_later: CallLater, call_blocking: CallBlocking | None = None) -> None:
         """Begin the transfer.
 
         Args:
             wire: what packets leave by.
             call_later: sets a timer, as the method of an event loop does; there is one at most at a time.
+            call_blocking: waits for the disk without holding anybody else up; None to wait in place.
         """
         self._transport = wire
         self._call_later = call_later
+        self._call_blocking = call_blocking
         self._started = self._clock()
         if self.over:  # aborted while the socket was being opened
             wire.close()
@@ -171,7 +180,11 @@ class Session(asyncio.DatagramProtocol, ABC):
 
     def error_received(self, exc: Exception) -> None:
         # Only a refusal is final; a route that is missing for a moment is what retransmission is for.
-        if isinstance(exc, ConnectionRefusedError) and not self.over:
+        if not isinstance(exc, ConnectionRefusedError):
+            return
+        places = [] if self.refused is None else self.refused()
+        peer = self._peer or self._server
+        if self._may_end and (peer is None or not places or any(place[:2] == peer[:2] for place in places)):
             self._refused(exc)
 
     def _refused(self, exc: OSError) -> None:
@@ -181,10 +194,14 @@ class Session(asyncio.DatagramProtocol, ABC):
         self._transport = None
         self._closed.set()
         self._cancel_timer()
-        if not self.over:
+        if self._may_end:
             self._end(exc or ConnectionAbortedError("the socket was closed during the transfer"), tell_peer=False)
 
     # What the owner calls.
+
+    @property
+    def _may_end(self) -> bool:
+        return not self.over and not self._committing
 
     @property
     def is_new(self) -> bool:
@@ -209,12 +226,12 @@ class Session(asyncio.DatagramProtocol, ABC):
 
     def abandon(self, exc: BaseException) -> None:
         """End the transfer early, and say nothing to the peer."""
-        if not self.over:
+        if self._may_end:
             self._end(exc, tell_peer=False)
 
     def fail(self, exc: BaseException) -> None:
         """End the transfer early and tell the peer why."""
-        if not self.over:
+        if self._may_end:
             self._end(exc, tell_peer=not isinstance(exc, RemoteError | TimeoutError))
 
     def close(self) -> None:
@@ -302,8 +319,8 @@ class Session(asyncio.DatagramProtocol, ABC):
                 return self._receive_ack(number, now)
         packet = decode_packet(data)
         if isinstance(packet, Error):
-            if not self.over:
-                self._end(RemoteError(packet.code, _printable(packet.text)), tell_peer=False)
+            if self._may_end:
+                self._end(RemoteError(packet.code, printable(packet.text)), tell_peer=False)
         elif isinstance(packet, OptionAck) and self._negotiate is not None:
             if self._is_opening() and not self.over:
                 self._receive_options(self._negotiate(packet.options), now)
@@ -368,7 +385,7 @@ class Session(asyncio.DatagramProtocol, ABC):
             self._transport.close()
 
     def _timed_out(self) -> TimeoutError:
-        tries = self._machine.timer.limit
+        tries = self._machine.timer.retransmits - 1
         return TimeoutError(f"{format_address(self._address)} does not answer: {tries} retransmissions were in vain")
 
     def _end(self, error: BaseException | None = None, *, tell_peer: bool = True) -> None:
@@ -379,7 +396,7 @@ class Session(asyncio.DatagramProtocol, ABC):
         self.report.retransmitted = self._machine.retransmitted
         if error is not None and tell_peer:
             code, text = error_packet_fields(error)
-            self._send(encode_packet(Error(code, _printable(text))))
+            self._send(encode_packet(Error(code, printable(text))))
         try:
             self._release(success=error is None)
         finally:
@@ -391,9 +408,15 @@ class Session(asyncio.DatagramProtocol, ABC):
                 self.on_over(self)
 
 
-def _printable(text: str) -> str:
-    """Return at most 200 printable characters: a peer's text ends up in logs and on terminals."""
-    return "".join(c if c.isprintable() else "?" for c in text[:200])
+def _call_in_thread(work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+    future = asyncio.get_running_loop().run_in_executor(None, work)
+    future.add_done_callback(lambda ended: done(None if ended.cancelled() else ended.exception()))
+
+
+def printable(text: str) -> str:
+    """Return at most 200 printable characters and 400 bytes: the text ends up in packets, logs and on terminals."""
+    shown = "".join(c if c.isprintable() else "?" for c in text[:200])
+    return shown.encode(errors="replace")[:400].decode(errors="ignore")
 
 
 def prepare_socket(sock: socket.socket, *, receive_buffer: int = 1 << 20) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -23,6 +24,7 @@ from asyncnet.tftp.packets import ErrorCode, OptionPairs
 
 __all__ = ["Directory", "Request", "Storage", "WritePolicy", "error_packet_fields"]
 
+_DRIVE: Final = re.compile("^[A-Za-z]:(?=/)")
 _HAS_DIR_FD: Final = os.open in os.supports_dir_fd
 
 
@@ -156,6 +158,7 @@ class _LimitedSink:
 
     def __init__(self, sink: Sink, limit: int) -> None:
         self.random_access = sink.random_access
+        self.commit_blocks = getattr(sink, "commit_blocks", False)
         self.commit, self.abort = sink.commit, sink.abort
         self._sink = sink
         self._limit = limit
@@ -179,11 +182,12 @@ def _free_bytes(fd: int) -> int:
 
 
 def _components(name: str) -> list[str]:
-    """Take a client's file name apart: backslashes are slashes, and a leading slash means the root.
+    """Take a client's file name apart: backslashes are slashes, and a leading slash or drive means the root.
 
     Some boot ROMs append a byte 0xFF to the name; it is left out.
     """
-    parts = [part for part in name.rstrip("\udcff").replace("\\", "/").split("/") if part not in ("", ".")]
+    path = _DRIVE.sub("", name.rstrip("\udcff").replace("\\", "/"))
+    parts = [part for part in path.split("/") if part not in ("", ".")]
     if not parts:
         raise LocalError(ErrorCode.FILE_NOT_FOUND, "the name is empty")
     for part in parts:

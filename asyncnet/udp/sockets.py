@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import struct
@@ -12,7 +13,7 @@ from asyncnet.addresses import Address, explain
 from asyncnet.resolver import resolve
 from asyncnet.udp.ancillary import ask_for_destinations
 
-__all__ = ["join_group", "leave_group", "open_socket", "route_mtu", "set_multicast"]
+__all__ = ["join_group", "leave_group", "open_socket", "refused_addresses", "route_mtu", "set_multicast"]
 
 _MREQN: Final = struct.Struct("=4s4si")  # struct ip_mreqn: group, address, interface
 # Without them, Linux delivers the groups that any socket of the host has joined (ip(7), IP_MULTICAST_ALL).
@@ -20,6 +21,8 @@ _IP_MULTICAST_ALL: Final = 49
 _IPV6_MULTICAST_ALL: Final = 29
 _IP_MTU: Final = 14  # linux/in.h
 _IPV6_MTU: Final = 24  # linux/in6.h
+_ERRNO: Final = struct.Struct("=I")  # the beginning of struct sock_extended_err
+_MAX_ERRORS: Final = 64
 _MREQ6: Final = struct.Struct("=16si")  # struct ipv6_mreq: group, interface
 
 
@@ -74,6 +77,19 @@ async def open_socket(
         sock.close()
         raise
     return sock
+
+
+def refused_addresses(sock: socket.socket) -> list[Address]:
+    """Take from the error queue of a socket (IP_RECVERR, ip(7)) where those datagrams went that were refused."""
+    found: list[Address] = []
+    while sys.platform == "linux" and len(found) < _MAX_ERRORS:
+        try:
+            _, notes, _, address = sock.recvmsg(1, 512, socket.MSG_ERRQUEUE)
+        except OSError:
+            break
+        if any(len(value) >= 4 and _ERRNO.unpack_from(value)[0] == errno.ECONNREFUSED for _, _, value in notes):
+            found.append(address)
+    return found
 
 
 def route_mtu(address: Address) -> int | None:

@@ -18,8 +18,8 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeAlias, TypeVar
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import attrs
 
@@ -29,7 +29,7 @@ from asyncnet.workers.board import Board, Row
 from asyncnet.workers.fleet import BOOT_FAILED
 from asyncnet.workers.handover import Inbox, Steerable, take_over
 
-__all__ = ["DUMP_SIGNAL", "Main", "Worker", "die_with_parent", "live", "load"]
+__all__ = ["DUMP_SIGNAL", "Main", "Worker", "become_worker", "die_with_parent", "do_nothing", "live", "load"]
 
 logger = logging.getLogger("asyncnet.workers")
 
@@ -227,6 +227,53 @@ def die_with_parent(parent: int) -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it died before the kernel was told
         os._exit(1)
+
+
+def do_nothing(number: int, frame: Any) -> None:
+    """Let a signal be heard through a socket alone, or not at all."""
+
+
+def become_worker(
+    made: Callable[[], Worker],
+    main: Main | str,
+    loop: str,
+    *,
+    control: socket.socket,
+    parent: int,
+    signals: Iterable[signal.Signals],
+) -> NoReturn:
+    """Turn this process, a fork of the master, into a worker, and end with it.
+
+    Args:
+        made: leaves behind what is the master's, lets signals in, and returns the worker.
+        main, loop: as in `run`.
+        control: the socket to the master.
+        parent: the master's process.
+        signals: those that the master handles; all are blocked.
+    """
+    status = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in signals:
+            # A worker hears its master alone: what a terminal sends goes to all processes at once. A handler that
+            # does nothing is forgotten by programs that a worker starts; SIG_IGN would be inherited.
+            signal.signal(number, do_nothing)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        die_with_parent(parent)
+        status = live(main, made(), loop)
+    except OSError as exc:
+        control.send(json.dumps({"error": exc.strerror or str(exc)}).encode() + b"\n")
+        status = BOOT_FAILED
+    except BaseException:
+        logger.exception("a worker failed")
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError, AttributeError):
+                pass
+        os._exit(status)
 
 
 def live(main: Main | str, worker: Worker, loop: str) -> int:

@@ -8,7 +8,6 @@ around a fork, so that none is handled by a child with the master's handlers.
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import os
 import random
@@ -18,7 +17,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import attrs
 
@@ -26,18 +25,17 @@ from asyncnet.workers import fleet as fleets
 from asyncnet.workers.admin import Admin
 from asyncnet.workers.binding import Sockets, open_own_listeners
 from asyncnet.workers.board import Board
-from asyncnet.workers.child import DUMP_SIGNAL, Main, Worker, die_with_parent, live
+from asyncnet.workers.child import DUMP_SIGNAL, Main, Worker, become_worker, do_nothing
 from asyncnet.workers.fleet import Drain, Dump, Fleet, Hurry, Kill, Member, Phase, Spawn, State
+from asyncnet.workers.line import Line
 from asyncnet.workers.pidfile import PidFile
 from asyncnet.workers.recycling import Recycle, Recycler
 from asyncnet.workers.report import Report
 
-__all__ = ["Line", "Master", "Other", "Plan"]
+__all__ = ["Master", "Other", "Plan"]
 
 logger = logging.getLogger("asyncnet.workers")
 
-_LONGEST_MESSAGE: Final = 1 << 16
-_READ: Final = 4096
 _SIGNALS: Final = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR2", "SIGCHLD")
 
 
@@ -53,17 +51,6 @@ class Plan:
     backlog: int
     loop: str
     ready: Callable[[list[Any]], object] | None
-
-
-@attrs.define(eq=False)
-class Line:
-    """What a worker says, until it ends."""
-
-    sock: socket.socket
-    received: bytes = b""
-    """The beginning of a message."""
-    error: str | None = None
-    is_open: bool = True
 
 
 @attrs.frozen
@@ -182,7 +169,7 @@ class Master:
         signal.set_wakeup_fd(self._wakeup_end.fileno(), warn_on_full_buffer=False)
         for name in _SIGNALS:
             number = getattr(signal, name)
-            self._handlers[number] = signal.signal(number, _nothing)
+            self._handlers[number] = signal.signal(number, do_nothing)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handlers)
         self._selector.register(self._wakeup, selectors.EVENT_READ, self._on_signals)
         self.admin.open(self._selector)
@@ -335,25 +322,17 @@ class Master:
 
     def _become_worker(
         self, action: Spawn, control: socket.socket, row: int, predecessor: int, parent: int, mask: Any
-    ) -> None:
-        """What the child does; it never returns."""
-        status = 1
-        try:
-            signal.set_wakeup_fd(-1)
-            for name in _SIGNALS:
-                # A worker hears its master alone: what a terminal sends goes to all processes at once. A handler that
-                # does nothing is forgotten by programs that a worker starts; SIG_IGN would be inherited.
-                signal.signal(getattr(signal, name), _nothing)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            die_with_parent(parent)
+    ) -> NoReturn:
+        """What the child does."""
+
+        def made() -> Worker:
             sockets = self._leave_master(action.seat)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             sockets += open_own_listeners(self.sockets.places, self.plan.backlog)
             for place in self.sockets.places:
                 place.close()
             limits = self.plan.limits
-            worker = Worker(
+            return Worker(
                 action.seat,
                 action.generation,
                 sockets,
@@ -366,19 +345,9 @@ class Master:
                 predecessor=predecessor,
                 parent=parent,
             )
-            status = live(self.plan.main, worker, self.plan.loop)
-        except OSError as exc:
-            control.send(json.dumps({"error": exc.strerror or str(exc)}).encode() + b"\n")
-            status = fleets.BOOT_FAILED
-        except BaseException:
-            logger.exception("a worker failed")
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                try:
-                    stream.flush()
-                except (OSError, ValueError, AttributeError):
-                    pass
-            os._exit(status)
+
+        signals = [getattr(signal, name) for name in _SIGNALS]
+        become_worker(made, self.plan.main, self.plan.loop, control=control, parent=parent, signals=signals)
 
     def _leave_master(self, seat: int) -> list[socket.socket]:
         """Close in a child what is the master's; return the sockets of the seat."""
@@ -403,35 +372,14 @@ class Master:
         self._selector.register(line.sock, selectors.EVENT_READ, lambda mask: self._on_line(pid, line))
 
     def _on_line(self, pid: int, line: Line) -> None:
-        try:
-            data = line.sock.recv(_READ)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            data = b""
-        line.received += data
-        if not data or len(line.received) > _LONGEST_MESSAGE:
-            self._unlisten(line)
-        *messages, line.received = line.received.split(b"\n")
-        for message in messages:
-            self._on_message(pid, line, message)
-
-    def _on_message(self, pid: int, line: Line, text: bytes) -> None:
-        try:
-            message = json.loads(text)
-            error = message.get("error")
-            is_ready = message.get("ready") is True
-        except (ValueError, AttributeError):
-            logger.error("worker %d said what cannot be read: %r", pid, text[:80])
-            return
-        if isinstance(error, str):
-            line.error = error
-        if is_ready:
+        if line.read(pid):
             self.fleet.ready(pid, time.monotonic())
+        if line.has_ended:
+            self._unlisten(line)
 
     def _unlisten(self, line: Line) -> None:
-        if line.is_open:
-            line.is_open = False
+        if line.is_listened:
+            line.is_listened = False
             self._selector.unregister(line.sock)
 
     def _reap(self) -> None:
@@ -451,9 +399,8 @@ class Master:
 
     def _ended(self, pid: int, status: int) -> None:
         line = self.lines.pop(pid)
-        for _ in range(_LONGEST_MESSAGE // _READ):  # it may have said its last word right before
-            if line.is_open:
-                self._on_line(pid, line)
+        if line.read_rest(pid):  # it may have said its last word right before
+            self.fleet.ready(pid, time.monotonic())
         self._unlisten(line)
         line.sock.close()
         row = self.board.row_of(pid)
@@ -486,10 +433,6 @@ class Master:
         """Return the state of all workers, with the memory that each takes or without."""
         now, gauges = time.monotonic(), self.plan.gauges
         return Report.of(self.fleet, self.board, self.retired, gauges, self.addresses, now, memory=memory)
-
-
-def _nothing(number: int, frame: Any) -> None:
-    """Let the signal be heard through the socket alone."""
 
 
 def _send_signal(pid: int, number: int) -> None:

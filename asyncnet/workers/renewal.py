@@ -24,7 +24,8 @@ import attrs
 from asyncnet.workers.binding import Sockets
 from asyncnet.workers.board import Board
 from asyncnet.workers.fleet import Member, State
-from asyncnet.workers.master import Line, Master, Other
+from asyncnet.workers.line import Line
+from asyncnet.workers.master import Master, Other
 from asyncnet.workers.pidfile import PidFile
 
 __all__ = ["Legacy", "in_trial", "inherited", "renew"]

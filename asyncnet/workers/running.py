@@ -7,13 +7,14 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 from asyncnet.addresses import format_address
 from asyncnet.arguments import check_count, check_flag, check_seconds, checked_sequence
 from asyncnet.loops import LOOPS
 from asyncnet.workers.admin import Admin
-from asyncnet.workers.binding import Bind, Sharing, open_sockets
+from asyncnet.workers.binding import Bind, Sharing, Sockets, open_sockets
 from asyncnet.workers.board import MAX_COUNTERS, Board
 from asyncnet.workers.child import Main
 from asyncnet.workers.fleet import MAX_WORKERS, Limits
@@ -117,20 +118,9 @@ def run(
         places = Admin(None, control_path(pid_file) if pid_file else None, legacy.admin())
         sockets, board = legacy.sockets(bind), legacy.board(counters)
     else:
-        file = None if pid_file is None else PidFile(pid_file)
-        try:
-            places = Admin(admin, control_path(pid_file) if pid_file else None)
-            try:
-                sockets = open_sockets(
-                    binds, workers=size, backlog=backlog, reuse_port=reuse_port, udp=sharing, broadcast=broadcast
-                )
-            except BaseException:
-                places.close()
-                raise
-        except BaseException:
-            if file is not None:
-                file.remove()
-            raise
+        open_them = partial(open_sockets, binds, workers=size, backlog=backlog, reuse_port=reuse_port, udp=sharing,
+                         broadcast=broadcast)  # fmt: skip
+        file, places, sockets = _open(pid_file, admin, open_them)
         board = Board(counters)
     master = Master(
         plan,
@@ -154,6 +144,24 @@ def run(
         if file is not None:
             file.remove()
         board.close()
+
+
+def _open(
+    pid_file: str | None, admin: tuple[str, int] | None, open_them: Callable[[], Sockets]
+) -> tuple[PidFile | None, Admin, Sockets]:
+    """Take the PID file first, so that a second master is refused; nothing stays open or behind on an error."""
+    file = None if pid_file is None else PidFile(pid_file)
+    try:
+        places = Admin(admin, None if pid_file is None else control_path(pid_file))
+        try:
+            return file, places, open_them()
+        except BaseException:
+            places.close()
+            raise
+    except BaseException:
+        if file is not None:
+            file.remove()
+        raise
 
 
 def _check(main: Any, size: Any, backlog: Any, loop: Any, counters: Any, gauges: Any) -> None:

@@ -37,6 +37,33 @@ async def test_every_responder_on_one_port_answers() -> None:
         assert second.stats.answers == 1
 
 
+async def test_a_question_is_asked_at_once_and_twice_more() -> None:
+    loop = asyncio.get_running_loop()
+    heard: list[float] = []
+    async with broadcast.answer(lambda data, addr: heard.append(loop.time()), 0) as answerer:
+        begin = loop.time()
+        assert await ask_all(b"Hi", answerer.address[1], timeout=2) == []
+    assert len(heard) == 3
+    assert heard[1] - begin >= 0.25
+    assert heard[2] - begin >= 1.0
+
+
+async def test_answers_spread_over_the_window() -> None:
+    loop = asyncio.get_running_loop()
+    async with (
+        broadcast.answer(lambda data, addr: data, 0, max_rate=None) as answerer,
+        udp.bind("127.0.0.1", 0) as asker,
+    ):
+        begin = loop.time()
+        for number in range(30):
+            await asker.send(encode(Question(number.to_bytes(8), 0, 0.5, b"")), ("127.0.0.1", answerer.address[1]))
+        times = []
+        for _ in range(30):
+            await asker.recv()
+            times.append(loop.time() - begin)
+    assert times[-1] - times[0] > 0.25  # by chance once in a hundred million
+
+
 async def test_a_handler_may_be_async_and_may_say_nothing() -> None:
     async def handler(data: bytes, addr: Address) -> bytes | None:
         await asyncio.sleep(0)
@@ -100,6 +127,22 @@ async def test_too_many_pending_handlers_drop_questions() -> None:
             assert answerer.stats.dropped == 3
             gate.set()
             assert {(await peer.recv())[0] for _ in range(2)} == {b"0", b"1"}
+
+
+async def test_a_flood_of_questions_with_forged_addresses_does_not_keep_others_waiting() -> None:
+    """Of the answers that are delayed, those that are due first leave early: nobody's question is dropped."""
+    async with (
+        broadcast.answer(lambda data, addr: data, 0, max_pending=10, max_rate=None) as answerer,
+        udp.bind("127.0.0.1", 0) as sender,
+    ):
+        port = answerer.address[1]
+        flood = [encode(Question(number.to_bytes(8), 0, 60.0, b"who?")) for number in range(200)]
+        await sender.send_batch([(packet, ("127.0.0.1", port)) for packet in flood])
+        await until(lambda: answerer.stats.questions == 200)
+        assert answerer.stats.answers == 190
+        assert answerer.stats.dropped == 0
+        replies = await ask_all(b"Hi", port, timeout=1, repeat_at=[0.0], window=0.05)
+        assert [reply.data for reply in replies] == [b"Hi"]
 
 
 async def test_closing_cancels_handlers_at_work() -> None:

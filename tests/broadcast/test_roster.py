@@ -71,6 +71,18 @@ def test_copies_and_late_packets_change_nothing() -> None:
     assert kinds(roster.hear(later(HELLO, 11), A, 0.7)) == [("joined", "")]
 
 
+def test_a_copy_of_an_older_announcement_is_not_news_wherever_it_comes_from() -> None:
+    """Neither one that took the longer way, nor one that somebody has caught and sends again."""
+    roster = Roster()
+    roster.hear(HELLO, A, 0.0)
+    assert kinds(roster.hear(later(HELLO, info={"room": "13"}), A, 1.0)) == [("changed", "info")]
+    for place in (A, B):
+        assert roster.hear(HELLO, place, 1.1) == []
+    assert roster.peers[0].info == {"room": "13"}
+    assert list(roster.peers[0].locations) == [A]
+    assert (roster.stats.duplicates, roster.stats.stale) == (2, 0)
+
+
 def test_one_announcement_by_two_cards_is_one_peer_in_two_places() -> None:
     roster = Roster()
     roster.hear(HELLO, A, 0.0)

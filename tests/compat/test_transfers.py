@@ -232,7 +232,7 @@ def test_content_that_is_made_may_be_awaited(caplog: pytest.LogCaptureFixture) -
 
 
 def test_a_server_that_does_not_answer_is_given_up(tmp_path: Path) -> None:
-    timing = tftp.Timing(initial=0.01, floor=0.01, cap=0.02, max_retransmits=2)
+    timing = tftp.Timing(initial=0.01, floor=0.01, cap=0.02, max_retransmits=2, patience=0)
 
     async def get(port: int) -> None:
         async with Client("127.0.0.1", port, timing=timing) as client:
@@ -258,7 +258,7 @@ def silent_port() -> int:
 
 def test_who_is_not_admitted_gets_no_answer() -> None:
     service = TftpService(Lossy(b"x"), admits=tftp.Guard(deny=["127.0.0.1"]).admits)
-    timing = tftp.Timing(initial=0.01, floor=0.01, cap=0.02, max_retransmits=1)
+    timing = tftp.Timing(initial=0.01, floor=0.01, cap=0.02, max_retransmits=1, patience=0)
 
     async def get(port: int) -> bytes:
         async with Client("127.0.0.1", port, timing=timing) as client:

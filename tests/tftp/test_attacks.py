@@ -32,7 +32,7 @@ from asyncnet.tftp.server import Server
 from asyncnet.udp import Endpoint
 
 CONTENT = random.Random(5).randbytes(30_000)
-QUICK = Timing(initial=0.05, floor=0.05, cap=0.05, max_retransmits=2)
+QUICK = Timing(initial=0.05, floor=0.05, cap=0.05, max_retransmits=2, patience=0)
 
 
 @pytest.fixture

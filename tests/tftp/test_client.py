@@ -157,7 +157,7 @@ async def test_a_directory_is_no_file_to_get() -> None:
 
 async def test_two_sets_of_requests_are_all_that_a_silent_server_gets(tmp_path: Path) -> None:
     """Half of the attempts ask for options and half do not; together they are as many as the timing says."""
-    quick = Timing(initial=0.02, floor=0.02, cap=0.02, max_retransmits=6)
+    quick = Timing(initial=0.02, floor=0.02, cap=0.02, max_retransmits=6, patience=0)
     async with udp.bind("127.0.0.1", 0) as silent, Client(*silent.local_addr[:2], timing=quick) as client:
         with pytest.raises(TimeoutError):
             await client.download("file", tmp_path / "got")

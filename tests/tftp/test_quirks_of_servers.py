@@ -27,7 +27,7 @@ from asyncnet.tftp.packets import (
 )
 from asyncnet.udp import Endpoint
 
-QUICK = Timing(initial=0.05, floor=0.05, cap=0.1, max_retransmits=6)
+QUICK = Timing(initial=0.05, floor=0.05, cap=0.1, max_retransmits=6, patience=0)
 
 
 @attrs.define

@@ -298,3 +298,23 @@ def test_an_upload_is_on_the_disk_before_it_is_acknowledged(root: Path, monkeypa
         directory = Directory(root, write=WritePolicy.OVERWRITE, sync=sync)
         directory.open_write(asked("new")).commit()
         assert synced == [(False, False), (True, True)]
+
+
+def test_a_name_as_long_as_the_file_system_takes_can_be_uploaded(root: Path) -> None:
+    directory = Directory(root, write=WritePolicy.CREATE)
+    name = "字" * 85  # 255 bytes
+    sink = directory.open_write(asked(name))
+    sink.store([memoryview(b"content")], 0)
+    sink.commit()
+    assert (root / name).read_bytes() == b"content"
+
+
+def test_a_drive_is_no_part_of_a_name(root: Path) -> None:
+    (root / "boot").mkdir(exist_ok=True)
+    (root / "boot" / "loader").write_bytes(b"x")
+    for name in ("C:\\boot\\loader", "c:/boot/loader"):
+        source = Directory(root).open_read(asked(name))
+        assert source.size == 1
+        source.close()
+    with pytest.raises(LocalError):
+        Directory(root).open_read(asked("C:\\..\\secret"))

@@ -23,7 +23,7 @@ from asyncnet.tftp.files import BytesSink
 from asyncnet.tftp.packets import Ack, Data, Error, OptionAck, ReadRequest, WriteRequest, decode_packet, encode_packet
 
 CONTENT = random.Random(2).randbytes(100_000)
-QUICK = Timing(initial=0.05, floor=0.05, cap=0.1, max_retransmits=3)
+QUICK = Timing(initial=0.05, floor=0.05, cap=0.1, max_retransmits=3, patience=0)
 
 
 @pytest.fixture
@@ -422,7 +422,7 @@ async def test_a_source_gets_few_errors(root: Path) -> None:
     WriteRequest("new", "octet", ()),
 ])  # fmt: skip
 async def test_a_client_that_never_answers_gets_four_datagrams(root: Path, single_port: bool, request_: Any) -> None:
-    timing = Timing(initial=0.01, floor=0.01, cap=0.02, max_retransmits=20)
+    timing = Timing(initial=0.01, floor=0.01, cap=0.02, max_retransmits=20, patience=0)
     received = []
     async with serve(root, "127.0.0.1", 0, write="create", timing=timing, single_port=single_port) as server:
         async with client_socket() as sock:
@@ -487,3 +487,36 @@ async def test_hooks_are_told_and_cannot_break_a_transfer(root: Path) -> None:
     assert events[0] == "file"
     assert events[-1] == ("file", 100_000, "COMPLETE")
     assert (50_000, 100_000) in events
+
+
+class Refuses:
+    """A storage whose reasons are no text for a packet."""
+
+    def open_read(self, request: Request) -> bytes:
+        raise LocalError(2, "no\0way\n" + "字" * 1000)
+
+    open_write: Any = open_read
+
+
+async def test_the_reason_of_a_storage_fits_into_an_error() -> None:
+    async with serve(Refuses(), "127.0.0.1", 0) as server, client_socket() as sock:
+        sock.sendto(encode_packet(ReadRequest("file", "octet", ())), server.address)
+        data = await asyncio.to_thread(sock.recv, 65536)
+        assert len(data) <= 512
+        answer = decode_packet(data)
+        assert isinstance(answer, Error)
+        assert answer.code == 2
+        assert answer.text.startswith("no?way?字字")
+
+
+@pytest.mark.parametrize("request_packet", [ReadRequest, WriteRequest])
+async def test_the_timeout_that_a_client_names_is_the_longest_wait(root: Path, request_packet: Any) -> None:
+    timing = Timing(initial=30.0, cap=30.0)
+    async with serve(root, "127.0.0.1", 0, write="create", timing=timing) as server, client_socket() as sock:
+        answer, _ = await answer_to(
+            sock,
+            request_packet("new" if request_packet is WriteRequest else "file", "octet", (("timeout", "1"),)),
+            server.address,
+        )
+        assert answer == OptionAck((("timeout", "1"),))
+        assert decode_packet(await asyncio.to_thread(sock.recv, 65536)) == answer  # within the 5 s of the socket

@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,7 +34,7 @@ from asyncnet.udp import Endpoint
 
 CONTENT = random.Random(1).randbytes(200_000)
 PATIENT = Timing(initial=30.0, floor=30.0, cap=30.0)
-QUICK = Timing(initial=0.05, floor=0.05, cap=0.1, max_retransmits=3)
+QUICK = Timing(initial=0.05, floor=0.05, cap=0.1, max_retransmits=3, patience=0)
 
 
 @pytest.fixture
@@ -184,7 +185,7 @@ async def test_a_failing_progress_callback_ends_the_download_with_its_error(serv
 @pytest.mark.parametrize("window_size", [1, 16])
 async def test_a_transfer_over_a_bad_network_arrives_whole(root: Path, tmp_path: Path, window_size: int) -> None:
     """10 % of the datagrams are lost, some arrive twice, some out of order."""
-    quick = Timing(initial=0.05, floor=0.005, window_floor=0.005, max_retransmits=12)
+    quick = Timing(initial=0.05, floor=0.005, window_floor=0.005, max_retransmits=12, patience=0)
     size = 3_000_000 if window_size > 1 else 200_000
     content = random.Random(2).randbytes(size)
     (root / "big").write_bytes(content)
@@ -232,6 +233,23 @@ async def test_a_stranger_gets_error_5_and_changes_nothing() -> None:
         assert isinstance(answer, Error)
         assert answer.code == 5
         await send(stranger, Error(0, "forged"), address)
+        await send(peer, Data(2, b"end"), address)
+        assert await task == b"x" * 512 + b"end"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells which address refused")
+async def test_a_stranger_who_is_gone_when_it_is_answered_changes_nothing() -> None:
+    """ERROR 5 comes back as refused: by the stranger, not by the server."""
+    async with scripted_server() as peer, Client(*peer.local_addr[:2]) as client:
+        task = asyncio.create_task(client.read("file"))
+        _, address = await peer.recv()
+        await send(peer, Data(1, b"x" * 512), address)
+        assert await recv(peer) == Ack(1)
+        for _ in range(3):
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
+                stranger.sendto(encode_packet(Data(2, b"forged")), address)
+        for _ in range(5):  # the client answers, and hears that nobody is there
+            await asyncio.sleep(0.01)
         await send(peer, Data(2, b"end"), address)
         assert await task == b"x" * 512 + b"end"
 

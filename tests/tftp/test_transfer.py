@@ -131,7 +131,7 @@ def test_the_end_may_become_known_late() -> None:
 
 
 def test_silence_sends_the_window_again_with_growing_waits_and_then_gives_up() -> None:
-    timing = Timing(initial=1.0, cap=8.0, max_retransmits=5)
+    timing = Timing(initial=1.0, cap=8.0, max_retransmits=5, patience=0)
     machine = sender(4, timing=timing)
     waits, now = [], 0.0
     while machine.deadline is not None:
@@ -365,7 +365,7 @@ def test_a_block_beyond_the_window_is_not_kept() -> None:
 
 
 def test_a_silent_server_is_asked_again_and_then_given_up() -> None:
-    machine = Receiver(timing=Timing(max_retransmits=3))
+    machine = Receiver(timing=Timing(max_retransmits=3, patience=0))
     machine.start(0.0)
     asked = 0
     while machine.deadline is not None:
@@ -610,3 +610,18 @@ def test_two_wraps_over_a_bad_wire(window_size: int, rollover: Rollover) -> None
     outcome = transfer(BadWire(seed=3, loss=0.001), last, window_size, rollover=rollover)
     assert len(outcome.blocks) == last
     assert outcome.sender.state is State.DONE
+
+
+@pytest.mark.parametrize("window_size", [1, 16])
+def test_a_peer_that_has_answered_may_be_silent_for_half_a_minute(window_size: int) -> None:
+    """It may write what it has to flash memory; only one that never answered is given up after a few attempts."""
+    machine = sender(window_size, last=100)
+    now = 0.0
+    machine.start(now)
+    machine.receive_ack(0, now)
+    while machine.state is State.ACTIVE:
+        assert machine.deadline is not None
+        now = machine.deadline
+        machine.handle_timer(now)
+    assert machine.state is State.TIMED_OUT
+    assert 30 <= now <= 60
