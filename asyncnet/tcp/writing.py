@@ -59,8 +59,17 @@ class StreamWriter(asyncio.StreamWriter):
             self._protocol.clock.answered()
 
     def writelines(self, data: Iterable[Buffer]) -> None:
-        """Write the pieces as one."""
-        self.write(b"".join(data))
+        """Write the pieces as one.
+
+        Raises:
+            TypeError: `data` is no list of bytes.
+            RuntimeError: after `write_eof`.
+        """
+        try:
+            joined = b"".join(data)
+        except TypeError as exc:
+            raise TypeError(f"data must be a list of bytes: {exc}") from exc
+        self.write(joined)
 
     def write_eof(self) -> None:
         """Tell the peer, after what has been written, that nothing more comes; reading goes on.
