@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -254,6 +255,71 @@ def silent_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
     return port
+
+
+ONE_THREAD = [name for name in NAMES if name not in ("thread", "thread-pool", "process", "prefork")]
+"""The engines whose handlers share a thread."""
+
+
+@pytest.mark.parametrize("name", ONE_THREAD)
+def test_an_upload_that_waits_for_the_disk_holds_up_nobody(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, ready = threading.Event(), threading.Event()
+
+    def fsync(fd: int) -> None:
+        asked.set()
+        assert ready.wait(20)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / "other").write_bytes(b"other")
+    content = os.urandom(20_000)
+    quick = tftp.Timing(initial=0.05, floor=0.05, cap=0.1, max_retransmits=100, patience=0)
+    reports: list[Any] = []
+
+    async def put(port: int) -> None:
+        async with Client("127.0.0.1", port, timing=quick) as client:
+            reports.append(await client.write("new", content))
+
+    async def get(port: int) -> bytes:
+        async with Client("127.0.0.1", port) as client:
+            return await client.read("other")
+
+    service = TftpService(tftp.Directory(tmp_path, write=tftp.WritePolicy.OVERWRITE), timing=quick)
+    with serving(service, name) as port:
+        uploading = threading.Thread(target=lambda: compat.run(put(port), engine="thread"))
+        uploading.start()
+        try:
+            assert asked.wait(10)
+            assert compat.run(get(port), engine="thread") == b"other"
+            assert not reports
+            assert not (tmp_path / "new").exists()
+        finally:
+            ready.set()
+            uploading.join(10)
+    assert reports[0].confirmed
+    assert (tmp_path / "new").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["epoll", "gevent", "asyncio"])
+def test_a_disk_that_fails_at_the_end_fails_the_upload(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name not in NAMES:
+        pytest.skip("that engine cannot run here")
+
+    def fsync(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def put(port: int) -> None:
+        async with Client("127.0.0.1", port) as client:
+            await client.write("new", b"x")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with serving(TftpService(tftp.Directory(tmp_path, write=tftp.WritePolicy.CREATE)), name) as port:
+        with pytest.raises(RemoteError, match="No space left"):
+            compat.run(put(port), engine="thread")
+    assert not list(tmp_path.iterdir())
 
 
 def test_who_is_not_admitted_gets_no_answer() -> None:
