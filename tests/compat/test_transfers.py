@@ -25,7 +25,7 @@ from asyncnet.compat.transfers import Client, TftpService
 from asyncnet.errors import LocalError, RemoteError
 from asyncnet.tftp.packets import ErrorCode
 from asyncnet.tftp.storage import Request
-from tests.compat.test_engines import NAMES
+from tests.compat.test_engines import NAMES, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the servers are stopped by SIGTERM")
 
@@ -183,8 +183,8 @@ def test_an_unknown_engine_is_refused_with_the_list(root: Path) -> None:
 
 
 @contextmanager
-def serving(service: TftpService, engine: str = "epoll") -> Iterator[int]:
-    server = compat.create_datagram_server(service.handle, ("127.0.0.1", 0), engine=engine)
+def serving(service: TftpService, engine: str = "epoll", grace: float = 5.0) -> Iterator[int]:
+    server = compat.create_datagram_server(service.handle, ("127.0.0.1", 0), engine=engine, grace=grace)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -299,6 +299,33 @@ def test_an_upload_that_waits_for_the_disk_holds_up_nobody(
             uploading.join(10)
     assert reports[0].confirmed
     assert (tmp_path / "new").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in ("epoll", "gevent")])
+def test_a_server_that_stops_does_not_wait_for_ever_for_a_disk_that_has_the_whole_upload(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, ready = threading.Event(), threading.Event()
+
+    def fsync(fd: int) -> None:
+        asked.set()
+        assert ready.wait(20)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    service = TftpService(tftp.Directory(tmp_path, write=tftp.WritePolicy.CREATE))
+    try:
+        with serving(service, name, grace=0.01) as port:  # and its end is bounded
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(10)
+                sock.sendto(b"\0\2new\0octet\0", ("127.0.0.1", port))
+                _, addr = sock.recvfrom(100)
+                sock.sendto(b"\0\3\0\1all", addr)
+                assert asked.wait(10)
+    finally:
+        ready.set()
+    wait_until((tmp_path / "new").exists, "the file appears")
+    assert (tmp_path / "new").read_bytes() == b"all"
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 1, "nothing else is left")
 
 
 @pytest.mark.parametrize("name", ["epoll", "gevent", "asyncio"])
