@@ -341,11 +341,15 @@ def test_calls_that_block_take_a_bounded_number_of_threads(name: str, released: 
 def test_a_call_that_select_cannot_wait_for_is_made_all_the_same() -> None:
     fill = [os.dup(0) for _ in range(SELECT_LIMIT)]
 
-    async def calls() -> int:
-        return await call_elsewhere(lambda: 7)
+    def takes_a_while() -> str:  # longer than it takes to be refused
+        time.sleep(0.05)
+        return "done"
+
+    async def calls() -> str:
+        return await call_elsewhere(takes_a_while)
 
     try:
-        assert compat.run(calls(), engine="select") == 7
+        assert compat.run(calls(), engine="select") == "done"
     finally:
         for fd in fill:
             os.close(fd)
