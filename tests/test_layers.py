@@ -76,7 +76,7 @@ asyncnet.compat.tasks
 asyncnet.compat.writing asyncnet.compat.descriptors
 asyncnet.compat.streams
 asyncnet.compat.serving asyncnet.compat.blocking
-asyncnet.compat.kernel
+asyncnet.compat.kernel asyncnet.compat.elsewhere
 asyncnet.compat.connections asyncnet.compat.datagrams
 asyncnet.compat.transfers asyncnet.compat.questions
 asyncnet.compat.readiness asyncnet.compat.threads asyncnet.compat.processes asyncnet.compat.greenlets
