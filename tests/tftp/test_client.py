@@ -73,7 +73,11 @@ def test_the_mtu_of_a_route() -> None:
 
 async def test_a_window_of_large_blocks_fits_the_receive_buffer(root: Path, tmp_path: Path) -> None:
     (root / "large").write_bytes(CONTENT * 50)
-    async with serve(root, "127.0.0.1", 0) as server, Client(*server.address, window_size=64) as client:
+    patient = Timing(initial=5.0, floor=5.0, window_floor=5.0)  # only what was lost is sent again
+    async with (
+        serve(root, "127.0.0.1", 0, timing=patient) as server,
+        Client(*server.address, window_size=64, timing=patient) as client,
+    ):
         report = await client.download("large", tmp_path / "got")
     assert (tmp_path / "got").read_bytes() == CONTENT * 50
     assert report.retransmitted == 0

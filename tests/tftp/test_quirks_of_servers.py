@@ -27,6 +27,8 @@ from asyncnet.tftp.packets import (
 )
 from asyncnet.udp import Endpoint
 
+PATIENT = Timing(initial=30.0, floor=30.0, window_floor=30.0, cap=30.0)
+"""A machine that pauses must not see a packet twice."""
 QUICK = Timing(initial=0.05, floor=0.05, cap=0.1, max_retransmits=6, patience=0)
 
 
@@ -198,7 +200,10 @@ async def test_a_size_that_does_not_come_true_is_an_error_and_no_file() -> None:
 @pytest.mark.parametrize("rollover", [0, 1])
 async def test_servers_that_wrap_to_1(rollover: int) -> None:
     content = bytes(range(256)) * 2
-    async with peer(use_options=False) as server, running(server.client.read("file")) as task:
+    async with (
+        peer(use_options=False, timing=PATIENT) as server,
+        running(server.client.read("file")) as task,
+    ):
         assert await server.recv() == ReadRequest("file")
         for block in range(1, 0x10002):
             number = block & 0xFFFF if not rollover else (block - 1) % 0xFFFF + 1
@@ -208,8 +213,7 @@ async def test_servers_that_wrap_to_1(rollover: int) -> None:
 
 
 async def test_uploads_wrap_to_what_the_server_expects() -> None:
-    patient = Timing(initial=30.0, floor=30.0, cap=30.0)  # a machine that pauses must not see a block twice
-    async with peer(use_options=False, rollover=1, timing=patient) as server:
+    async with peer(use_options=False, rollover=1, timing=PATIENT) as server:
         async with running(server.client.write("file", bytes(0x10000 * 512))) as task:
             assert await server.recv() == WriteRequest("file")
             await server.send(Ack(0))
