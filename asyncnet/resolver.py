@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import cast
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 from asyncnet.addresses import Address, explain
 
 __all__ = ["resolve"]
 
+_Infos: TypeAlias = list[tuple[Any, Any, int, str, Any]]
+
 
 async def resolve(
-    host: str, port: int, *, action: str, kind: int, family: int = socket.AF_UNSPEC
+    host: str,
+    port: int,
+    *,
+    action: str,
+    kind: int,
+    family: int = socket.AF_UNSPEC,
+    call: Callable[[Callable[[], _Infos]], Awaitable[_Infos]] | None = None,
 ) -> list[tuple[int, Address]]:
     """Return the addresses of a host with their families, without repetitions, in the order of the resolver.
 
@@ -25,6 +35,7 @@ async def resolve(
         action: what is being tried, for the message of an error.
         kind: ``SOCK_STREAM`` or ``SOCK_DGRAM``.
         family: the family to look for.
+        call: calls what blocks, where it holds up nobody; by default the running event loop asks its resolver.
 
     Raises:
         OSError: the name does not resolve; the message names it.
@@ -33,7 +44,10 @@ async def resolve(
         try:
             infos = socket.getaddrinfo(host, port, family=family, type=kind, flags=socket.AI_NUMERICHOST)
         except socket.gaierror:
-            infos = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=kind)
+            if call is None:
+                infos = await asyncio.get_running_loop().getaddrinfo(host, port, family=family, type=kind)
+            else:
+                infos = await call(partial(socket.getaddrinfo, host, port, family=family, type=kind))
     except OSError as exc:
         raise explain(exc, action, (host, port)) from exc
     except ValueError as exc:  # what the codec of host names refuses

@@ -52,6 +52,16 @@ def test_a_chapter_quotes_lines_of_its_listing_in_their_order(page: Path) -> Non
             assert not before.endswith("# "), line
 
 
+@pytest.mark.parametrize("page", CHAPTERS, ids=lambda page: page.stem)
+def test_a_chapter_has_its_five_parts_with_something_in_each(page: Path) -> None:
+    _, *parts = re.split(r"^## (.+)\n", page.read_text(), flags=re.M)
+    listing = "The handler" if page.stem == "asyncio" else "The listing"  # the course has none for asyncio
+    for wanted in ("The idea", listing, "The engine", "The figure", "When"):
+        texts = [text for title, text in zip(parts[::2], parts[1::2], strict=True) if title in (wanted, f"{wanted}s")]
+        assert len(texts) == 1, wanted
+        assert len(texts[0].split()) > 10, wanted
+
+
 def test_every_engine_has_its_figure_in_one_chapter() -> None:
     places = re.findall(r"<!-- engine (\S+) -->(.*?)<!-- /engine -->", "".join(map(Path.read_text, CHAPTERS)), re.S)
     assert sorted(name for name, _ in places) == sorted(ENGINES)

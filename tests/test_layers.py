@@ -18,8 +18,9 @@ asyncnet.resolver asyncnet.activation asyncnet.privileges
 asyncnet.tftp.packets asyncnet.tftp.netascii asyncnet.tftp.retransmit
 asyncnet.tftp.options
 asyncnet.tftp.transfer
-asyncnet.udp.capabilities asyncnet.udp.sockets
+asyncnet.udp.capabilities
 asyncnet.udp.ancillary
+asyncnet.udp.sockets
 asyncnet.udp.batch
 asyncnet.udp.sending
 asyncnet.udp.transport
@@ -59,7 +60,7 @@ asyncnet.broadcast
 asyncnet.workers.members
 asyncnet.workers.fleet asyncnet.workers.board asyncnet.workers.binding asyncnet.workers.pidfile
 asyncnet.workers.handover asyncnet.workers.report
-asyncnet.workers.child asyncnet.workers.recycling asyncnet.workers.admin
+asyncnet.workers.child asyncnet.workers.line asyncnet.workers.recycling asyncnet.workers.admin
 asyncnet.workers.master
 asyncnet.workers.renewal
 asyncnet.workers.running
@@ -75,7 +76,7 @@ asyncnet.compat.tasks
 asyncnet.compat.writing asyncnet.compat.descriptors
 asyncnet.compat.streams
 asyncnet.compat.serving asyncnet.compat.blocking
-asyncnet.compat.kernel
+asyncnet.compat.kernel asyncnet.compat.elsewhere
 asyncnet.compat.connections asyncnet.compat.datagrams
 asyncnet.compat.transfers asyncnet.compat.questions
 asyncnet.compat.readiness asyncnet.compat.threads asyncnet.compat.processes asyncnet.compat.greenlets

@@ -57,6 +57,7 @@ class BlockingDriver:
     """Runs one coroutine of traps to its end in this thread; what it waits for, the thread waits for."""
 
     blocking = True
+    shares_thread = False
 
     def __init__(self) -> None:
         self.scopes: list[Scope] = []

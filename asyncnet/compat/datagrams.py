@@ -11,20 +11,23 @@ import logging
 import socket
 from collections.abc import Callable, Coroutine
 from selectors import EVENT_READ, EVENT_WRITE
-from typing import Any, Final, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias, cast
 
 import attrs
 
 from asyncnet import udp
 from asyncnet.addresses import Address, explain, format_address
+from asyncnet.compat.elsewhere import call_elsewhere
 from asyncnet.compat.serving import EXHAUSTED, Job, Stats
 from asyncnet.compat.tasks import Driver, bounded
 from asyncnet.compat.traps import YIELD, Trap, current_driver, sleep, trap
 from asyncnet.compat.writing import TURNS
 from asyncnet.errors import ClosedError
+from asyncnet.resolver import resolve
 from asyncnet.udp.create import attach
 
 __all__ = [
+    "BUSY_PAUSE",
     "MAX_PENDING",
     "Arrived",
     "DatagramHandler",
@@ -44,7 +47,7 @@ DATAGRAMS_PER_TURN: Final = 64
 """Datagrams received before others get a turn."""
 MAX_PENDING: Final = 4096
 """Handlers at work at a time; what comes meanwhile is dropped and counted."""
-_BUSY_PAUSE: Final = 0.001
+BUSY_PAUSE: Final = 0.001
 """Seconds until an engine that was full is asked again; datagrams wait in the socket's buffer."""
 _LARGEST: Final = 65536
 
@@ -120,7 +123,7 @@ class Endpoint:
             except BlockingIOError:
                 self._turns = 0
                 if self._shared:  # many may wait for room in it, and only one for the socket
-                    await sleep(_BUSY_PAUSE)
+                    await sleep(BUSY_PAUSE)
                 else:
                     await trap(self._writable)
 
@@ -197,7 +200,14 @@ async def open_endpoint(
         if remote_addr is not None:
             return await udp.connect(*remote_addr, local_addr=local_addr, broadcast=broadcast)
         return await udp.bind(*(local_addr or ("", 0)), broadcast=broadcast)
-    return await on_this_engine(_open_socket(local_addr, remote_addr, broadcast=broadcast))
+    family: int = socket.AF_UNSPEC
+    local: Address | None = None
+    remote: Address | None = None
+    if remote_addr is not None:
+        family, remote = await _resolve("connect UDP to", remote_addr)
+    if remote is None or local_addr is not None:
+        family, local = await _resolve("bind UDP", local_addr or ("", 0), family)
+    return await on_this_engine(_open_socket(family, local, remote, broadcast=broadcast))
 
 
 async def on_this_engine(sock: socket.socket) -> Endpoint | udp.Endpoint:
@@ -224,25 +234,27 @@ def _peer_of(sock: Any) -> Address | None:
     return peer
 
 
-def _open_socket(local: Any, remote: Any, *, broadcast: bool = False) -> socket.socket:
-    action, where = ("connect UDP to", remote) if remote is not None else ("bind UDP", local or ("0.0.0.0", 0))
+async def _resolve(action: str, addr: tuple[str, int], family: int = socket.AF_UNSPEC) -> tuple[int, Address]:
+    """Return the family of an address, which may be a name, and the address itself."""
+    host = addr[0] or ("::" if family == socket.AF_INET6 else "0.0.0.0")
+    found = await resolve(host, addr[1], action=action, kind=socket.SOCK_DGRAM, family=family, call=call_elsewhere)
+    return found[0]
+
+
+def _open_socket(family: int, local: Address | None, remote: Address | None, *, broadcast: bool) -> socket.socket:
+    """Open a socket on addresses that are resolved already."""
+    action, where = "open UDP for", local or remote
     try:
-        found = socket.getaddrinfo(
-            where[0] or "0.0.0.0", where[1], type=socket.SOCK_DGRAM, flags=0 if remote else socket.AI_PASSIVE
-        )
-        family, kind, protocol, _, place = found[0]
-        sock = socket.socket(family, kind, protocol)
+        sock = socket.socket(family, socket.SOCK_DGRAM)
         try:
             if broadcast:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-            if remote is None:
-                sock.bind(place)
-            else:
-                if local is not None:
-                    action, where = "bind UDP", local
-                    sock.bind(local)
-                    action, where = "connect UDP to", remote
-                sock.connect(place)
+            if local is not None:
+                action, where = "bind UDP", local
+                sock.bind(local)
+            if remote is not None:
+                action, where = "connect UDP to", remote
+                sock.connect(remote)
         except BaseException:
             sock.close()
             raise
@@ -286,7 +298,12 @@ class DatagramService:
 
     def __init__(self, handler: DatagramHandler, address: Address) -> None:
         self.handler = handler
-        self.socket = _open_socket(address, None)
+        try:
+            infos = socket.getaddrinfo(address[0] or "0.0.0.0", address[1], type=socket.SOCK_DGRAM)
+        except OSError as exc:
+            raise explain(exc, "bind UDP", address) from exc
+        family, _, _, _, place = infos[0]
+        self.socket = _open_socket(family, cast(Address, place), None, broadcast=False)
         self.socket.setblocking(False)
         self.address: Address = self.socket.getsockname()
 
@@ -300,7 +317,7 @@ class DatagramService:
             while True:
                 for _ in range(DATAGRAMS_PER_TURN):
                     if full():
-                        await sleep(_BUSY_PAUSE)
+                        await sleep(BUSY_PAUSE)
                         continue
                     try:
                         data, addr = sock.recvfrom(_LARGEST)

@@ -121,7 +121,7 @@ ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
             _kernel(
                 "select",
                 "one thread, a scheduler of coroutines over select",
-                f"descriptors below {SELECT_LIMIT}; a turn costs more, the more there are",
+                f"descriptors up to {SELECT_LIMIT - 1}; a turn costs more, the more there are",
                 LimitedSelector,
                 max_handlers=SELECT_LIMIT - 16,
             ),

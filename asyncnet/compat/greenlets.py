@@ -38,6 +38,8 @@ def _gevent() -> Any:
 class GreenletDriver(BlockingDriver):
     """Drives all greenlets of a thread, each of which has its own timeouts."""
 
+    shares_thread = True
+
     def __init__(self) -> None:
         self._gevent = _gevent()
         self.greenlets: set[Any] = set()

@@ -80,6 +80,7 @@ class Kernel:
     """
 
     blocking = False
+    shares_thread = True
 
     def __init__(self, selector: BaseSelector) -> None:
         self._descriptors: Descriptors[Task] = Descriptors(selector, self._queue)

@@ -18,7 +18,7 @@ from asyncnet import tcp
 from asyncnet.addresses import Address
 from asyncnet.compat import connections, datagrams
 from asyncnet.compat.connections import StreamService
-from asyncnet.compat.datagrams import MAX_PENDING, DatagramService
+from asyncnet.compat.datagrams import BUSY_PAUSE, MAX_PENDING, DatagramService
 from asyncnet.compat.serving import STOP, Server, Stats
 from asyncnet.compat.writing import FLUSH_STALL
 from asyncnet.loops import new_event_loop
@@ -162,10 +162,11 @@ class AsyncnetServer(_LoopServer):
 
 
 class _Answering:
-    """What a handler answers by: the transport of the server."""
+    """What a handler answers by: the transport of the server, and its socket for what the transport does not send."""
 
-    def __init__(self, transport: asyncio.DatagramTransport) -> None:
+    def __init__(self, transport: asyncio.DatagramTransport, sock: socket.socket) -> None:
         self._transport = transport
+        self._sock = sock
 
     @property
     def local_addr(self) -> Address:
@@ -174,7 +175,22 @@ class _Answering:
 
     async def send(self, data: bytes | bytearray | memoryview, addr: Address) -> None:
         """Send a datagram."""
-        self._transport.sendto(data, addr)
+        if len(data):
+            self._transport.sendto(data, addr)
+        else:  # uvloop's transport drops an empty one without a word, and so does asyncio's before Python 3.13
+            await self._send_empty(addr)
+
+    async def _send_empty(self, addr: Address) -> None:
+        while True:
+            try:
+                self._sock.sendto(b"", addr)
+            except BlockingIOError:
+                await asyncio.sleep(BUSY_PAUSE)
+            except OSError as exc:  # as the protocol hears of it for others
+                logger.debug("an answer did not arrive: %s", exc)
+                return
+            else:
+                return
 
 
 class _Protocol(asyncio.DatagramProtocol):
@@ -182,10 +198,11 @@ class _Protocol(asyncio.DatagramProtocol):
 
     def __init__(self, start: Callable[[Coroutine[Any, Any, None]], object], service: DatagramService, stats: Stats):
         self._start, self._handler, self._stats = start, service.handler, stats
+        self._sock = service.socket
         self._endpoint: _Answering | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._endpoint = _Answering(cast(asyncio.DatagramTransport, transport))
+        self._endpoint = _Answering(cast(asyncio.DatagramTransport, transport), self._sock)
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
         if self._stats.active >= MAX_PENDING:

@@ -186,6 +186,8 @@ class Driver(Protocol):
 
     blocking: bool
     """Whether sockets are to block."""
+    shares_thread: bool
+    """Whether it drives several tasks in one thread, all of which a call that blocks would hold up."""
 
     @property
     def scopes(self) -> list[Scope]:

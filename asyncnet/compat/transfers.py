@@ -12,16 +12,18 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 import attrs
 
 from asyncnet import tftp
-from asyncnet.addresses import Address, explain, format_address
+from asyncnet.addresses import Address, format_address
 from asyncnet.compat.datagrams import Endpoint, on_this_engine
+from asyncnet.compat.elsewhere import call_elsewhere, holds_up_others
 from asyncnet.compat.tasks import timeout
 from asyncnet.compat.traps import current_driver
 from asyncnet.errors import ClosedError, LocalError, PacketError
+from asyncnet.resolver import resolve
 from asyncnet.tftp.answering import discard, open_for, session_for
 from asyncnet.tftp.journal import Outcome, TransferRecord, outcome_of
 from asyncnet.tftp.options import DEFAULT_LIMITS, Limits
@@ -46,6 +48,9 @@ _WILDCARDS: Final = ("0.0.0.0", "::")
 _REQUESTS: Final = (b"\0\1", b"\0\2")
 _MAX_UNSENT: Final = 256
 """Datagrams that may wait for room in the socket; retransmission makes up for those beyond it."""
+
+_Call: TypeAlias = tuple[Callable[[], None], Callable[[BaseException | None], None]]
+"""What may block, and what is told of its end."""
 
 
 class _Timer:
@@ -130,8 +135,9 @@ async def drive(session: Session, endpoint: Any, *, until_over: bool = False) ->
         until_over: end when all has arrived, without staying to repeat the last acknowledgement.
     """
     timer, wire = _Timer(), _Wire(endpoint)
+    calls: list[_Call] = []
     try:
-        session.begin(wire, timer.set)
+        session.begin(wire, timer.set, (lambda *call: calls.append(call)) if holds_up_others() else None)
         while not wire.closing and not (until_over and session.over):
             await wire.flush()
             try:
@@ -146,11 +152,23 @@ async def drive(session: Session, endpoint: Any, *, until_over: bool = False) ->
             else:
                 session.datagram_received(data, addr)
             timer.fire()
+            while calls:
+                await _make(*calls.pop())
         await wire.flush()
     finally:
         session.close()  # when it is over, this does nothing
         endpoint.close()
         session.connection_lost(None)
+
+
+async def _make(work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
+    """Make a call that a session wants, and tell it how that went; what arrives meanwhile waits in the socket."""
+    try:
+        await call_elsewhere(work)
+    except Exception as exc:
+        done(exc)
+    else:
+        done(None)
 
 
 @attrs.define(eq=False)
@@ -265,7 +283,7 @@ class Client(tftp.Client):
     async def _resolve(self) -> tuple[int, Address]:
         if current_driver() is None:
             return await super()._resolve()
-        return _resolve_now(self.host, self.port)
+        return (await resolve(self.host, self.port, action="reach", kind=socket.SOCK_DGRAM, call=call_elsewhere))[0]
 
     async def _run(self, session: Session, sock: socket.socket, *, trains: bool) -> Report:
         driver = current_driver()
@@ -280,11 +298,3 @@ class Client(tftp.Client):
         if session.error is not None:
             raise session.error
         return session.report
-
-
-def _resolve_now(host: str, port: int) -> tuple[int, Address]:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    except OSError as exc:
-        raise explain(exc, "reach", (host, port)) from exc
-    return int(family), address  # type: ignore[return-value]  # an address by its family

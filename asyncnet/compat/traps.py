@@ -161,13 +161,28 @@ class _NoLoop:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # asked by introspection, not by somebody who wants a loop
             raise AttributeError(name)
-        frame, asked = inspect.currentframe(), f"asyncio's event loop ({name})"
-        while frame is not None and (frame := frame.f_back) is not None:
-            module = str(frame.f_globals.get("__name__"))
-            if module.partition(".")[0] != "asyncio":
-                break
-            asked = f"{module}.{frame.f_code.co_qualname}"
-        raise _foreign(asked)
+        raise _foreign(_part_of_asyncio() or f"asyncio's event loop ({name})")
+
+    def __hash__(self) -> int:
+        # asyncio.current_task() looks its loop up in a table. Others, such as logging, may ask, and find that there is
+        # no task; asyncio itself, as in TaskGroup and timeout, would complain of a task that nobody mentioned.
+        asked = _part_of_asyncio()
+        if asked not in (None, "asyncio.tasks.current_task"):
+            raise _foreign(str(asked))
+        return super().__hash__()
+
+
+def _part_of_asyncio() -> str | None:
+    """Return the outermost function of asyncio on the way to the method that calls this; None when there is none."""
+    frame, found = inspect.currentframe(), None
+    for _ in range(2):  # this function, and the method
+        frame = frame and frame.f_back
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__"))
+        if module.partition(".")[0] != "asyncio":
+            break
+        found, frame = f"{module}.{frame.f_code.co_qualname}", frame.f_back
+    return found
 
 
 def current_driver() -> Any:

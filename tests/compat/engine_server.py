@@ -1,4 +1,4 @@
-"""A server in a process of its own: ``engine_server.py ENGINE [--grace S] [--nofile N] [--serve] [--datagram]``.
+"""A server in a process of its own: ``engine_server.py ENGINE [--grace S] [--nofile N] [--backlog N] [--serve] ...``.
 
 The first line of a connection names one of the handlers below, with ``--datagram`` the first word of a datagram. On
 standard output it prints the port, then what handlers report, on SIGUSR2 a line with the counters, and at the end the
@@ -44,9 +44,18 @@ async def fail(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 async def foreign(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Say what awaiting asyncio's own things gives, each at its line."""
-    for seconds in (0.001, 0):
+
+    async def in_a_group() -> None:
+        async with asyncio.TaskGroup():
+            pass
+
+    async def in_a_timeout() -> None:
+        async with asyncio.timeout(None):
+            pass
+
+    for way in (asyncio.sleep(0.001), asyncio.sleep(0), in_a_group(), in_a_timeout()):
         try:
-            await asyncio.sleep(seconds)
+            await way
             writer.write(b"ran\n")
         except ForeignAwaitError as exc:
             writer.write(f"refused: {exc}\n".encode())
@@ -223,6 +232,12 @@ async def full_duplex(reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     await writing
 
 
+async def pid(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Tell which process serves, and stay."""
+    writer.write(b"%d\n" % os.getpid())
+    await reader.read(1)
+
+
 async def abandoning(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     async def explode() -> None:
         raise ValueError("nobody waited")
@@ -283,7 +298,7 @@ HANDLERS = {
     handler.__name__: handler
     for handler in (
         echo, total, fail, elsewhere, foreign, uncaught, parse, flood, info, nap, upstream, wait_for_bytes,
-        wait_for_time, patient, impatient, spawning, full_duplex, abandoning, outlived,
+        wait_for_time, patient, impatient, spawning, full_duplex, pid, abandoning, outlived,
     )
 }  # fmt: skip
 
@@ -334,6 +349,7 @@ if __name__ == "__main__":
     parser.add_argument("engine")
     parser.add_argument("--grace", type=float, default=5.0)
     parser.add_argument("--nofile", type=int)
+    parser.add_argument("--backlog", type=int)
     parser.add_argument("--serve", action="store_true")
     parser.add_argument("--datagram", action="store_true")
     parser.add_argument("--host", default="127.0.0.1")
@@ -357,7 +373,8 @@ if __name__ == "__main__":
     else:
         create: Any = compat.create_datagram_server if args.datagram else compat.create_server
         handler = dispatch_datagram if args.datagram else dispatch
-        server = create(handler, (args.host, 0), engine=args.engine, grace=args.grace)
+        more = {"backlog": args.backlog} if args.backlog else {}
+        server = create(handler, (args.host, 0), engine=args.engine, grace=args.grace, **more)
         signal.signal(signal.SIGTERM, lambda *_: server.stop())
         if args.nofile:
             import resource

@@ -194,7 +194,7 @@ def test_each_listing_is_a_file_of_its_own_under_80_lines_that_needs_nothing_of_
 def test_the_help_lists_every_listing_and_each_has_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in [
         ([], LISTINGS),
-        *(([name], [name, "default"]) for name in LISTINGS if name != "coroutine"),
+        *(([name], [name, "--bind" if name == "coroutine" else "default"]) for name in LISTINGS),
     ]:
         with pytest.raises(SystemExit) as ended:
             cli.main(["classic", *arguments, "--help"])

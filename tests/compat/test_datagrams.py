@@ -7,14 +7,19 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from asyncnet import compat
+from asyncnet.compat.elsewhere import MAX_CALLS, call_elsewhere
+from asyncnet.compat.readiness import SELECT_LIMIT
+from asyncnet.compat.serving import FULL_PAUSE
+from asyncnet.compat.transfers import Client
 from asyncnet.errors import ClosedError, EngineError
 from tests.compat.test_engines import NAMES, Running, running, wait_until
 
@@ -49,8 +54,6 @@ def ask(sock: socket.socket, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("size", [0, 1, 1000, 9000, 65000])
 def test_a_datagram_comes_back(server: Running, client: socket.socket, size: int) -> None:
-    if size == 0 and server.engine in ("asyncio", "uvloop"):
-        pytest.skip("these loops' own transports send no empty datagram")
     data = b"echo " + os.urandom(size)
     assert ask(client, data) == data[5:]
 
@@ -244,6 +247,112 @@ def test_what_the_system_does_not_send_is_an_error_that_names_the_address(engine
     assert refused.startswith("PermissionError")
     assert "127.255.255.255:9" in refused
     assert too_large == "ValueError: a datagram carries 65507 bytes at most, not 70000"
+
+
+# A resolver that takes its time.
+
+
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Resolve the name ``slow.example`` to this host, once the event is set."""
+    released, look_up = threading.Event(), socket.getaddrinfo
+
+    def slow(host: str, port: int, *, flags: int = 0, **options: Any) -> Any:
+        if host == "slow.example" and not flags & socket.AI_NUMERICHOST:
+            assert released.wait(10)
+            host = "127.0.0.1"
+        return look_up(host, port, flags=flags, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    yield released
+    released.set()
+
+
+async def opens_an_endpoint(released: threading.Event) -> Any:
+    opening = compat.spawn(open_slowly())
+    await compat.sleep(0.001)  # it has its turn now, and then this one goes on
+    released.set()
+    return await opening
+
+
+async def open_slowly() -> Any:
+    async with await compat.open_endpoint(("", 0), ("slow.example", 9)) as endpoint:
+        return endpoint.remote_addr
+
+
+KERNELS = [name for name in NAMES if name in ("polling", "select", "poll", "epoll", "epoll-et", "gevent")]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_name_that_resolves_slowly_holds_up_nobody(name: str, released: threading.Event) -> None:
+    assert compat.run(opens_an_endpoint(released), engine=name) == ("127.0.0.1", 9)
+
+
+async def gives_up(what: Coroutine[Any, Any, Any]) -> str:
+    try:
+        async with compat.timeout(0.01):
+            await what
+    except TimeoutError:
+        return "timed out"
+    return "resolved"
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_name_that_resolves_slowly_is_given_up_by_a_timeout(name: str, released: threading.Event) -> None:
+    assert compat.run(gives_up(open_slowly()), engine=name) == "timed out"
+    assert compat.run(gives_up(Client("slow.example", 9).read("x")), engine=name) == "timed out"
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_name_that_does_not_resolve_is_named(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(socket.gaierror, match=r"cannot connect UDP to slow\.example:9: the name 'slow\.example'"):
+        compat.run(open_slowly(), engine=name)
+
+
+async def calls_often(released: threading.Event) -> list[int]:
+    """Return how many calls had begun before one could end, and after all have ended."""
+    begun: list[None] = []
+
+    def work() -> None:
+        begun.append(None)
+        assert released.wait(10)
+
+    tasks = [compat.spawn(call_elsewhere(work)) for _ in range(2 * MAX_CALLS)]
+    while len(begun) < MAX_CALLS:
+        await compat.sleep(0.001)
+    await compat.sleep(2 * FULL_PAUSE)  # whoever has no room looks again
+    at_once = len(begun)
+    released.set()
+    for task in tasks:
+        await task
+    return [at_once, len(begun)]
+
+
+@pytest.mark.parametrize("name", [name for name in KERNELS if name in ("epoll", "gevent")])
+def test_calls_that_block_take_a_bounded_number_of_threads(name: str, released: threading.Event) -> None:
+    assert compat.run(calls_often(released), engine=name) == [MAX_CALLS, 2 * MAX_CALLS]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of descriptors differ")
+def test_a_call_that_select_cannot_wait_for_is_made_all_the_same() -> None:
+    fill = [os.dup(0) for _ in range(SELECT_LIMIT)]
+
+    def takes_a_while() -> str:  # longer than it takes to be refused
+        time.sleep(0.05)
+        return "done"
+
+    async def calls() -> str:
+        return await call_elsewhere(takes_a_while)
+
+    try:
+        assert compat.run(calls(), engine="select") == "done"
+    finally:
+        for fd in fill:
+            os.close(fd)
 
 
 def test_a_datagram_handler_must_be_a_coroutine_function() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -27,6 +28,8 @@ from asyncnet.errors import EngineError, MissingExtraError
 RUNNER = Path(__file__).with_name("engine_server.py")
 NAMES = [name for name, engine in compat.ENGINES.items() if engine.unavailable() is None]
 ON_ASYNCIO = ("asyncio", "uvloop", "asyncnet")
+BACKLOG = 77
+"""Nobody's default."""
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the servers are stopped by SIGTERM")
 
@@ -114,7 +117,7 @@ def engine(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module", params=NAMES)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One server per engine that serves all tests, so each also shows that those before it left nothing behind."""
-    with running(request.param, tmp_path_factory.mktemp("engine")) as found:
+    with running(request.param, tmp_path_factory.mktemp("engine"), "--backlog", str(BACKLOG)) as found:
         yield found
         found.stop()
 
@@ -299,6 +302,15 @@ def test_the_writer_tells_who_is_at_both_ends(server: Running) -> None:
         }
 
 
+@pytest.mark.skipif(shutil.which("ss") is None, reason="asks ss of iproute2")
+def test_the_backlog_reaches_the_system(server: Running) -> None:
+    assert server.ask("echo", b"it listens") == b"it listens"
+    command = ["ss", "--no-header", "--listening", "--tcp", "--numeric", f"sport = :{server.port}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    state, _, backlog, *_ = done.stdout.split()
+    assert (state, backlog) == ("LISTEN", str(BACKLOG))
+
+
 def test_a_handler_sleeps_and_waits_for_sockets_of_its_own_on_every_engine(server: Running) -> None:
     assert server.ask("nap") == b"rested"
     assert server.ask("upstream") == b"from upstream"
@@ -336,14 +348,16 @@ def test_what_a_handler_spawned_ends_with_its_server(engine: str, tmp_path: Path
 def test_awaiting_what_belongs_to_asyncio_is_refused_by_name_elsewhere(server: Running) -> None:
     lines = server.ask("foreign").decode().splitlines()
     if server.engine in ON_ASYNCIO:
-        assert lines == ["ran", "ran"]
+        assert lines == ["ran"] * 4
         return
-    assert len(lines) == 2
+    assert len(lines) == 4
     for line in lines:
         assert line.startswith("refused: the handler awaited ")
         assert "asyncio, uvloop, asyncnet" in line
     assert "asyncio.tasks.sleep" in lines[0]
     assert "asyncio.sleep(0)" in lines[1]
+    assert "asyncio.taskgroups.TaskGroup.__aenter__" in lines[2]
+    assert "asyncio.timeouts.Timeout.__aenter__" in lines[3]
 
 
 def test_a_foreign_await_that_nobody_catches_ends_its_connection_only(server: Running) -> None:
@@ -533,6 +547,55 @@ def test_engines_describe_themselves_in_a_line() -> None:
         assert engine.name == name
         assert engine.description
         assert "\n" not in engine.description
+
+
+def test_engines_tell_their_limits_in_a_line() -> None:
+    for engine in compat.ENGINES.values():
+        assert engine.limits
+        assert "\n" not in engine.limits
+    assert "descriptors up to 1023" in compat.ENGINES["select"].limits
+
+
+GEVENT_SERVES = """
+import select, socket, threading, time
+places = [(module, name) for module, names in (
+    (socket, ("socket", "create_connection", "getaddrinfo", "socketpair")),
+    (select, ("select", "poll", "epoll")),
+    (threading, ("Thread", "Lock", "Event", "get_ident")),
+    (time, ("sleep",)),
+) for name in names if hasattr(module, name)]
+before = [getattr(module, name) for module, name in places]
+
+from asyncnet import compat
+
+async def hello(reader, writer):
+    await compat.sleep(0.001)
+    writer.write(b"hello")
+
+server = compat.create_server(hello, ("127.0.0.1", 0), engine="gevent")
+
+def ask():
+    with socket.create_connection(server.address, timeout=10) as sock:
+        assert sock.recv(10) == b"hello"
+    server.stop()
+
+client = threading.Thread(target=ask)
+client.start()
+server.run()
+client.join()
+
+import gevent.monkey
+assert [getattr(module, name) for module, name in places] == before
+assert socket.socket.__module__ == "socket"
+assert not [name for name in ("socket", "select", "threading", "time", "os") if gevent.monkey.is_module_patched(name)]
+assert server.stats.accepted == 1
+"""
+
+
+@pytest.mark.skipif("gevent" not in NAMES, reason="gevent is not installed")
+def test_gevent_serves_and_patches_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", GEVENT_SERVES], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_address_in_use_is_named(engine: str) -> None:

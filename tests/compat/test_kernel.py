@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import logging
 import os
@@ -12,14 +13,19 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from asyncnet import compat
 from asyncnet.compat import Kernel, open_streams, readiness, sleep, timeout, wait_readable, wait_writable
-from asyncnet.compat.connections import StreamService
+from asyncnet.compat.connections import ACCEPTS_PER_TURN, StreamService
+from asyncnet.compat.datagrams import DATAGRAMS_PER_TURN, DatagramService
 from asyncnet.compat.readiness import KernelServer
+from asyncnet.compat.serving import Job, Stats
 from asyncnet.errors import ForeignAwaitError
 
 SELECTORS = [
@@ -401,6 +407,60 @@ def test_a_foreign_await_is_refused_where_it_stands(kernel: Kernel) -> None:
     assert "asyncio.locks.Event.wait" in refused[2]
     with pytest.raises(RuntimeError):
         asyncio.get_running_loop()
+
+
+@pytest.mark.parametrize("kind", ["connections", "datagrams"])
+def test_a_flood_leaves_others_their_turns(kernel: Kernel, kind: str) -> None:
+    """Counted, not timed: between two turns of another task, a server takes so many and no more."""
+    many, taken = 200, 0
+
+    async def handler(*_: Any) -> None:
+        pytest.fail("nobody is served here")
+
+    def admit(job: Job) -> None:
+        nonlocal taken
+        taken += 1
+        job.close()
+
+    async def other() -> list[int]:
+        seen = [0]
+        while taken < many:
+            await sleep(0)
+            seen.append(taken)
+        front.cancel()
+        return [after - before for before, after in pairwise(seen)]
+
+    with ExitStack() as stack:
+        service: StreamService | DatagramService
+        if kind == "connections":
+            service = StreamService(handler, ("127.0.0.1", 0), backlog=many)
+            for _ in range(many):
+                stack.enter_context(socket.create_connection(service.address[:2], timeout=10))
+        else:
+            service = DatagramService(handler, ("127.0.0.1", 0))
+            sender = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            for _ in range(many):
+                sender.sendto(b"x", service.address[:2])
+        task = kernel.spawn(other())
+        front = kernel.spawn(service.front(admit, Stats()))
+        kernel.run(timeout=10)
+    assert task.finished, f"{taken} of {many} were taken"
+    assert max(task.result) <= (ACCEPTS_PER_TURN if kind == "connections" else DATAGRAMS_PER_TURN)
+
+
+FOLDER = Path(compat.__file__).parent
+
+
+def test_there_is_one_yield_of_coroutines_and_the_kernel_is_short() -> None:
+    places = [
+        (path.name, function.name, sum(isinstance(node, ast.Yield | ast.YieldFrom) for node in ast.walk(function)))
+        for path in FOLDER.rglob("*.py")
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+        if any("coroutine" in ast.unparse(decorator) for decorator in function.decorator_list)
+    ]
+    assert places == [("traps.py", "trap", 1)]
+    assert len((FOLDER / "kernel.py").read_text().splitlines()) < 300
 
 
 def test_the_kernel_refuses_to_block_an_event_loop(kernel: Kernel) -> None:

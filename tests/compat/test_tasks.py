@@ -13,6 +13,8 @@ import pytest
 
 from asyncnet import compat
 from asyncnet.compat.readiness import PollingSelector
+from asyncnet.compat.traps import TRAP_ENGINES
+from asyncnet.errors import ForeignAwaitError
 from tests.compat.test_engines import NAMES, receive_all, receive_exactly, running
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the servers are stopped by SIGTERM")
@@ -105,6 +107,27 @@ async def cancels_one_that_waits_for_another() -> str:
 
 def test_a_task_that_waits_for_another_can_be_cancelled(engine: str) -> None:
     assert compat.run(cancels_one_that_waits_for_another(), engine=engine) == "cancelled"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in TRAP_ENGINES])
+def test_a_future_that_asyncio_has_made_already_is_refused_by_name(name: str) -> None:
+    loop = asyncio.new_event_loop()
+    future = loop.create_future()
+
+    async def waits() -> None:
+        await future
+
+    with pytest.raises(ForeignAwaitError, match=r"awaited \w+\.Future, .* asyncio, uvloop, asyncnet"):
+        compat.run(waits(), engine=name)
+    loop.close()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in TRAP_ENGINES])
+def test_who_only_asks_for_the_task_of_asyncio_hears_that_there_is_none(name: str) -> None:
+    async def asks() -> bool:  # as logging does
+        return asyncio.current_task() is None
+
+    assert compat.run(asks(), engine=name)
 
 
 def test_both_directions_of_a_connection_go_on_at_once(engine: str, tmp_path: Path) -> None:

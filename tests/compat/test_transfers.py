@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
@@ -24,7 +25,7 @@ from asyncnet.compat.transfers import Client, TftpService
 from asyncnet.errors import LocalError, RemoteError
 from asyncnet.tftp.packets import ErrorCode
 from asyncnet.tftp.storage import Request
-from tests.compat.test_engines import NAMES
+from tests.compat.test_engines import NAMES, wait_until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the servers are stopped by SIGTERM")
 
@@ -182,8 +183,8 @@ def test_an_unknown_engine_is_refused_with_the_list(root: Path) -> None:
 
 
 @contextmanager
-def serving(service: TftpService, engine: str = "epoll") -> Iterator[int]:
-    server = compat.create_datagram_server(service.handle, ("127.0.0.1", 0), engine=engine)
+def serving(service: TftpService, engine: str = "epoll", grace: float = 5.0) -> Iterator[int]:
+    server = compat.create_datagram_server(service.handle, ("127.0.0.1", 0), engine=engine, grace=grace)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -254,6 +255,98 @@ def silent_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
     return port
+
+
+ONE_THREAD = [name for name in NAMES if name not in ("thread", "thread-pool", "process", "prefork")]
+"""The engines whose handlers share a thread."""
+
+
+@pytest.mark.parametrize("name", ONE_THREAD)
+def test_an_upload_that_waits_for_the_disk_holds_up_nobody(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, ready = threading.Event(), threading.Event()
+
+    def fsync(fd: int) -> None:
+        asked.set()
+        assert ready.wait(20)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / "other").write_bytes(b"other")
+    content = os.urandom(20_000)
+    quick = tftp.Timing(initial=0.05, floor=0.05, cap=0.1, max_retransmits=100, patience=0)
+    reports: list[Any] = []
+
+    async def put(port: int) -> None:
+        async with Client("127.0.0.1", port, timing=quick) as client:
+            reports.append(await client.write("new", content))
+
+    async def get(port: int) -> bytes:
+        async with Client("127.0.0.1", port) as client:
+            return await client.read("other")
+
+    service = TftpService(tftp.Directory(tmp_path, write=tftp.WritePolicy.OVERWRITE), timing=quick)
+    with serving(service, name) as port:
+        uploading = threading.Thread(target=lambda: compat.run(put(port), engine="thread"))
+        uploading.start()
+        try:
+            assert asked.wait(10)
+            assert compat.run(get(port), engine="thread") == b"other"
+            assert not reports
+            assert not (tmp_path / "new").exists()
+        finally:
+            ready.set()
+            uploading.join(10)
+    assert reports[0].confirmed
+    assert (tmp_path / "new").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in ("epoll", "gevent")])
+def test_a_server_that_stops_does_not_wait_for_ever_for_a_disk_that_has_the_whole_upload(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, ready = threading.Event(), threading.Event()
+
+    def fsync(fd: int) -> None:
+        asked.set()
+        assert ready.wait(20)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    service = TftpService(tftp.Directory(tmp_path, write=tftp.WritePolicy.CREATE))
+    try:
+        with serving(service, name, grace=0.01) as port:  # and its end is bounded
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(10)
+                sock.sendto(b"\0\2new\0octet\0", ("127.0.0.1", port))
+                _, addr = sock.recvfrom(100)
+                sock.sendto(b"\0\3\0\1all", addr)
+                assert asked.wait(10)
+    finally:
+        ready.set()
+    wait_until((tmp_path / "new").exists, "the file appears")
+    assert (tmp_path / "new").read_bytes() == b"all"
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 1, "nothing else is left")
+
+
+@pytest.mark.parametrize("name", ["epoll", "gevent", "asyncio"])
+def test_a_disk_that_fails_at_the_end_fails_the_upload(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name not in NAMES:
+        pytest.skip("that engine cannot run here")
+
+    def fsync(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def put(port: int) -> None:
+        async with Client("127.0.0.1", port) as client:
+            await client.write("new", b"x")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with serving(TftpService(tftp.Directory(tmp_path, write=tftp.WritePolicy.CREATE)), name) as port:
+        with pytest.raises(RemoteError, match="No space left"):
+            compat.run(put(port), engine="thread")
+    assert not list(tmp_path.iterdir())
 
 
 def test_who_is_not_admitted_gets_no_answer() -> None:

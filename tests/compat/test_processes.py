@@ -1,0 +1,106 @@
+"""Processes: the children of an engine, and servers that were made before a fork."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+
+from asyncnet.compat.processes import MAX_SPARE, MIN_SPARE
+from tests.compat.test_engines import NAMES, Running, receive_all, receive_exactly, running, wait_until
+
+psutil = pytest.importorskip("psutil")
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks here")
+of_processes = pytest.mark.parametrize("engine", [name for name in NAMES if name in ("process", "prefork")])
+
+
+def children(server: Running) -> list[str]:
+    """Return what the children of a server do; one that has ended and was not waited for is a zombie."""
+    found = []
+    for child in psutil.Process(server.process.pid).children():
+        with suppress(psutil.NoSuchProcess):
+            found.append(child.status())
+    return found
+
+
+@of_processes
+def test_children_are_buried_when_their_clients_have_gone(engine: str, tmp_path: Path) -> None:
+    with running(engine, tmp_path) as server:
+        with ExitStack() as stack:
+            clients = [stack.enter_context(server.connect("echo")) for _ in range(MAX_SPARE + 8)]
+            for sock in clients:
+                sock.sendall(b"here")
+            for sock in clients:
+                assert receive_exactly(sock, 4) == b"here"
+            assert len(children(server)) >= len(clients)
+        spare = 0 if engine == "process" else MAX_SPARE
+        wait_until(lambda: len(children(server)) <= spare, "the other processes end")
+        assert psutil.STATUS_ZOMBIE not in children(server)
+        server.stop()
+
+
+@of_processes
+def test_a_child_that_is_killed_is_counted_and_replaced(engine: str, tmp_path: Path) -> None:
+    with running(engine, tmp_path) as server:
+        for failed in (1, 2):
+            with server.connect("pid") as sock, sock.makefile("rb") as lines:
+                os.kill(int(lines.readline()), signal.SIGKILL)
+                with suppress(ConnectionResetError):
+                    assert receive_all(sock) == b""
+            wait_until(lambda: server.stats()["active"] == 0, "its end is noticed")
+            assert server.stats()["failed"] == failed
+            assert server.ask("echo", b"next") == b"next"
+        if engine == "prefork":
+            wait_until(lambda: len(children(server)) >= MIN_SPARE, "others take the place of the dead")
+        else:
+            wait_until(lambda: not children(server), "the dead are buried")
+        assert psutil.STATUS_ZOMBIE not in children(server)
+        server.stop()
+
+
+IN_CHILDREN = """
+import os, sys
+from asyncnet import compat
+
+async def tell(reader, writer):
+    writer.write(b"%d" % os.getpid())
+
+server = compat.create_server(tell, ("127.0.0.1", 0), engine=sys.argv[1])
+for _ in range(2):
+    if not os.fork():
+        server.run()
+        os._exit(0)
+print(server.address[1], flush=True)
+server.close()
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("engine", [name for name in NAMES if name in ("epoll", "asyncio", "uvloop", "asyncnet")])
+def test_a_server_that_is_made_before_a_fork_serves_in_each_child(engine: str) -> None:
+    command = [sys.executable, "-c", IN_CHILDREN, engine]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            assert parent.stdout is not None
+            port = int(parent.stdout.readline())
+
+            def ask() -> int:
+                with socket.create_connection(("127.0.0.1", port), timeout=10) as sock:
+                    return int(receive_all(sock))
+
+            first = ask()
+            os.kill(first, signal.SIGSTOP)  # so that the other one has to answer
+            others = {ask() for _ in range(3)}
+            assert len(others) == 1
+            assert others != {first}
+        finally:
+            for child in psutil.Process(parent.pid).children():
+                child.kill()
+            parent.kill()
