@@ -61,11 +61,8 @@ class Server:
         return int(status.partition(f"{key}:")[2].split()[0]) * 1024
 
     def cpu_seconds(self) -> float:
-        """Processor time of all its threads so far; the kernel counts it in nanoseconds."""
-        total = 0
-        for task in Path(f"/proc/{self.pid}/task").iterdir():
-            total += int((task / "schedstat").read_text().split()[0])
-        return total / 1e9
+        """Processor time of all its threads so far, the ended ones included; the kernel counts it in nanoseconds."""
+        return time.clock_gettime((~self.pid << 3) | 2)  # CPUCLOCK_SCHED of a process: clock_getcpuclockid(3)
 
 
 def pin(pid: int, core: int) -> None:

@@ -39,6 +39,9 @@ ON_ASYNCIO: Final = ("tcp.serve on asyncio", "start_server on asyncio")
 BASES: Final = (PROTOCOL, STREAMS, CEILING)
 OWN: Final = (OURS, "tcp.serve on asyncio", STREAMS, "start_server on asyncio", PROTOCOL, "protocol on asyncio")
 OTHERS: Final = (
+    "aiofastnet protocol on uvloop",
+    "aiofastnet start_server on uvloop",
+    "socketserver, threads",
     "gevent",
     "tornado",
     "tornado on uvloop",

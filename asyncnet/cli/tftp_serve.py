@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from asyncnet import tftp
@@ -24,6 +24,7 @@ from asyncnet.cli.common import (
     serve_until_signal,
 )
 from asyncnet.cli.supervised import add_worker_options, check_worker_options, run_workers
+from asyncnet.descriptors import allow_descriptors
 from asyncnet.loops import run
 from asyncnet.opening import Opening
 from asyncnet.privileges import drop_privileges
@@ -154,7 +155,7 @@ def _serve_on_engine(parser: argparse.ArgumentParser, arguments: argparse.Namesp
         admits=tftp.Guard(allow=arguments.allow, deny=arguments.deny).admits,
         log_format=arguments.log,
     )
-    _allow_descriptors(4096)
+    allow_descriptors(4096)
     compat.serve_datagram(
         service.handle,
         arguments.bind[0] if arguments.bind else ("127.0.0.1", 69),
@@ -179,7 +180,7 @@ def _serve_by_workers(arguments: argparse.Namespace) -> int:
 
     async def main(worker: Worker) -> None:
         async def open_() -> tftp.Server:
-            _allow_descriptors(3 * arguments.max_sessions + 100)
+            allow_descriptors(3 * arguments.max_sessions + 100)
             server = await _opening(arguments, worker.udp, paused=arguments.single_port)
             if arguments.user is not None:
                 worker.stay_with_master()
@@ -191,7 +192,7 @@ def _serve_by_workers(arguments: argparse.Namespace) -> int:
 
 
 async def _serve_until_signal(arguments: argparse.Namespace, sockets: list[socket.socket]) -> int:
-    _allow_descriptors(3 * arguments.max_sessions + 100)
+    allow_descriptors(3 * arguments.max_sessions + 100)
     opening = _opening(arguments, sockets)
     with ExitStack() as stack:
 
@@ -207,19 +208,6 @@ async def _serve_until_signal(arguments: argparse.Namespace, sockets: list[socke
 
         await serve_until_signal(Opening(open_))
     return 0
-
-
-def _allow_descriptors(count: int) -> None:
-    """Raise the limit on descriptors, mostly 1024: a transfer has a socket and a file, an upload a directory too."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
-    if soft != resource.RLIM_INFINITY and soft < most:
-        with suppress(OSError, ValueError):  # macOS allows less than it says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @contextmanager

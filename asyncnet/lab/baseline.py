@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 import attrs
 
 from asyncnet.lab.comparison import Comparison
-from asyncnet.lab.figures import Ratio, Verdict, noise_floor, two_samples
+from asyncnet.lab.figures import Ratio, Verdict, chance_of, noise_floor, spread_of, two_samples, unlikely
 from asyncnet.lab.metrics import METRICS, Metric
 from asyncnet.lab.model import AGAIN, CEILING, Run, Settings
 
@@ -26,16 +27,18 @@ class Change:
     workload: str
     metric: Metric
     ratio: Ratio
+    certain: bool = False
+    """Whether chance is ruled out, though so many figures are compared at once."""
 
     @property
     def is_regression(self) -> bool:
-        """Whether it has become worse, beyond the interval and the noise."""
-        return self.ratio.verdict is (Verdict.LOWER if self.metric.more_is_better else Verdict.HIGHER)
+        """Whether it has become worse, beyond the interval, the noise and chance."""
+        return self.certain and self.ratio.verdict is (Verdict.LOWER if self.metric.more_is_better else Verdict.HIGHER)
 
     @property
     def is_progress(self) -> bool:
-        """Whether it has become better, beyond the interval and the noise."""
-        return self.ratio.verdict is (Verdict.HIGHER if self.metric.more_is_better else Verdict.LOWER)
+        """Whether it has become better, beyond the interval, the noise and chance."""
+        return self.certain and self.ratio.verdict is (Verdict.HIGHER if self.metric.more_is_better else Verdict.LOWER)
 
 
 def read_baseline(path: Path, comparison_settings: Settings) -> dict[str, Any]:
@@ -64,19 +67,26 @@ def read_baseline(path: Path, comparison_settings: Settings) -> dict[str, Any]:
 
 def compare_with_baseline(now: Comparison, then: dict[str, Any]) -> list[Change]:
     """Return every figure that both have, of runs that count."""
-    changes = []
-    for workload in now.workloads:
-        for engine in now.settings.engines:
-            for metric in METRICS.values():
-                if not metric.judged:
-                    continue
-                new = list(now.rounds_of(engine, workload.name, metric.name).values())
-                old = list(_rounds(then, engine, workload.name, metric.name).values())
-                floor = max(now.floor(workload.name, metric.name), _floor(then, workload.name, metric.name))
-                ratio = two_samples(new, old, max(floor, _machine(now, then, workload.name, metric)))
-                if ratio is not None:
-                    changes.append(Change(engine, workload.name, metric, ratio))
-    return changes
+    changes: list[Change] = []
+    chances: list[float] = []
+    judged = [metric for metric in METRICS.values() if metric.judged]
+    for workload, metric in itertools.product(now.workloads, judged):
+        samples = {
+            engine: (
+                list(now.rounds_of(engine, workload.name, metric.name).values()),
+                list(_rounds(then, engine, workload.name, metric.name).values()),
+            )
+            for engine in now.settings.engines
+        }
+        spread = spread_of(sample for both in samples.values() for sample in both)
+        floor = max(now.floor(workload.name, metric.name), _floor(then, workload.name, metric.name))
+        floor = max(floor, _machine(now, then, workload.name, metric))
+        for engine, (new, old) in samples.items():
+            ratio = two_samples(new, old, floor)
+            if ratio is not None:
+                changes.append(Change(engine, workload.name, metric, ratio))
+                chances.append(chance_of(new, old, spread))
+    return [attrs.evolve(change, certain=certain) for change, certain in zip(changes, unlikely(chances), strict=True)]
 
 
 def _rounds(then: dict[str, Any], engine: str, workload: str, metric: str) -> dict[int, float]:
@@ -134,7 +144,7 @@ def format_changes(changes: list[Change], path: Path) -> str:
     """Return what differs from the baseline, for people."""
     if not changes:
         return f"against {path}: nothing can be said, as no engine has a run that counts in both"
-    lines = [f"against {path}: {len(changes)} figures"]
+    lines = [f"against {path}: {len(changes)} figures, judged together"]
     for word, chosen in (
         ("REGRESSION", [change for change in changes if change.is_regression]),
         ("better", [change for change in changes if change.is_progress]),
@@ -145,5 +155,9 @@ def format_changes(changes: list[Change], path: Path) -> str:
             for change in chosen
         ]
     if len(lines) == 1:
-        lines.append("no difference beyond the intervals")
+        lines.append("no difference beyond the intervals, the noise and chance")
+    different = (Verdict.HIGHER, Verdict.LOWER)
+    doubtful = sum(change.ratio.verdict in different and not change.certain for change in changes)
+    if doubtful:
+        lines.append(f"{doubtful} more lie beyond their own interval, as some of so many do by chance")
     return "\n".join(lines)

@@ -4,14 +4,19 @@ Two engines are compared round by round: what slows the machine slows both of a 
 and a bootstrap over the rounds gives its 95 % interval. An interval of few rounds is honest about those rounds only,
 so a difference must also be larger than what two measurements of the same engine differ by: the noise floor, which a
 second measurement of the baseline in each round shows (A/A).
+
+Of hundreds of figures at 95 %, some differ by chance. Where all are judged together, `chance_of` gives each the
+probability of its difference if there were none (Welch's t-test on the logarithms), and `unlikely` those that remain
+when their number is taken into account (Holm).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from functools import lru_cache
 from typing import Final
@@ -24,15 +29,20 @@ __all__ = [
     "Ratio",
     "Verdict",
     "bootstrap_median",
+    "chance_of",
     "noise_floor",
     "paired_ratio",
+    "spread_of",
     "two_samples",
+    "unlikely",
 ]
 
 LEAST_FLOOR: Final = 0.02
 """A difference below 2 % is never called one."""
 _DRAWS: Final = 4000
 _EXACT_UP_TO: Final = 5
+_LEVEL: Final = 0.05
+_OWN_SPREAD_FROM: Final = 3
 
 
 class Verdict(Enum):
@@ -125,3 +135,55 @@ def two_samples(new: Sequence[float], old: Sequence[float], floor: float = LEAST
     middle = statistics.median(new) / statistics.median(old)
     low, high = ratios[int(_DRAWS * 0.025)], ratios[int(_DRAWS * 0.975)]
     return Ratio(middle, low, high, min(len(new), len(old)), floor)
+
+
+def spread_of(samples: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """Return the variance within the samples, of logarithms, and its degrees of freedom."""
+    logs = [[math.log(value) for value in sample] for sample in samples if sample and min(sample) > 0]
+    free = sum(len(sample) - 1 for sample in logs)
+    within = sum((value - statistics.fmean(sample)) ** 2 for sample in logs for value in sample)
+    return (within / free if free else 0.0), free
+
+
+def chance_of(new: Sequence[float], old: Sequence[float], spread: tuple[float, int]) -> float:
+    """Return how probable it is that two samples differ so much by chance; 1 when that cannot be told.
+
+    Args:
+        new, old: a figure, once a round.
+        spread: of others of its kind, which stands in for its own where there are fewer than three rounds.
+    """
+    if min(len(new), len(old)) < 2 or min(*new, *old) <= 0:
+        return 1.0
+    (one, one_free), (other, other_free) = spread_of([new]), spread_of([old])
+    few = min(len(new), len(old)) < _OWN_SPREAD_FROM
+    variance, free = spread
+    first, second = (variance / len(new), variance / len(old)) if few else (one / len(new), other / len(old))
+    error = first + second
+    if not few:  # Welch and Satterthwaite
+        free = int(error**2 / (first**2 / one_free + second**2 / other_free)) if error else one_free + other_free
+    apart = abs(statistics.fmean(map(math.log, new)) - statistics.fmean(map(math.log, old)))
+    if not free or not error:
+        return 0.0 if free and apart else 1.0  # figures that never vary
+    return _beyond(apart / math.sqrt(error), free)
+
+
+def _beyond(t: float, free: int) -> float:
+    """Student's distribution: the share beyond t on both sides (Abramowitz and Stegun, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(free))
+    odd = free % 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for k in range(1, free // 2 + 1):
+        total += term
+        term *= math.cos(angle) ** 2 * (2 * k / (2 * k + 1) if odd else (2 * k - 1) / (2 * k))
+    within = math.sin(angle) * total
+    return max(0.0, 1 - (2 / math.pi * (angle + within) if odd else within))
+
+
+def unlikely(chances: Sequence[float]) -> list[bool]:
+    """Tell which of all these differences are too improbable to be chance: at most one false in 20 times (Holm)."""
+    found = [False] * len(chances)
+    for done, place in enumerate(sorted(range(len(chances)), key=chances.__getitem__)):
+        if chances[place] > _LEVEL / (len(chances) - done):
+            break
+        found[place] = True
+    return found

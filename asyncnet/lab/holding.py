@@ -142,7 +142,7 @@ def _trickle(due: dict[socket.socket, float], now: float, interval: float) -> in
 
 def run_stall(address: tuple[str, int], count: int, size: int) -> dict[str, Any]:
     """Ask for `size` bytes on each connection, read nothing until standard input ends, then read and compare it all."""
-    begun = time.monotonic()
+    begun, delayed = time.monotonic(), delayed_seconds()
     pattern = bytes(range(251)) * 300
     counts = dict.fromkeys(("complete", "closed", "wrong", "bytes"), 0)
     with selectors.DefaultSelector() as selector:
@@ -189,4 +189,5 @@ def run_stall(address: tuple[str, int], count: int, size: int) -> dict[str, Any]
             for key in list(selector.get_map().values()):
                 assert isinstance(key.fileobj, socket.socket)
                 key.fileobj.close()
-    return {"generator": "python", **counts, "seconds": time.monotonic() - begun}
+    return {"generator": "python", **counts, "seconds": time.monotonic() - begun,
+            "delayed_seconds": delayed_seconds() - delayed}  # fmt: skip

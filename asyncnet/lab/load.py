@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import attrs
 
+from asyncnet.descriptors import allow_descriptors
 from asyncnet.lab.histogram import Histogram
 from asyncnet.lab.holding import CONNECT_ERRORS, delayed_seconds, open_connection, run_hold, run_stall
 from asyncnet.lab.schedule import Schedule, WarmUp
@@ -300,6 +301,7 @@ class EchoLoad:
 def main(words: list[str] | None = None) -> int:
     """Run from the command line and print the result as JSON; return the exit status."""
     given = sys.argv[1:] if words is None else words
+    allow_descriptors()
     try:
         result = _run(given)
     except (OSError, ValueError, IndexError) as exc:

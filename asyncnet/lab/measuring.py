@@ -16,6 +16,7 @@ from typing import Any, Final
 import attrs
 
 from asyncnet import compat
+from asyncnet.descriptors import most_descriptors
 from asyncnet.lab.generator import echo_server, loading, run_load, write_file
 from asyncnet.lab.model import AGAIN, CEILING, Run, Settings, Workload
 from asyncnet.lab.processes import (
@@ -36,8 +37,11 @@ _MOST_LAG: Final = {"c": 20e-6, "python": 1e-3}
 _MOST_LAG_SHARE: Final = 0.05
 _MOST_DELAYED: Final = 0.02
 _MOST_STOLEN: Final = 0.01
-_SAMPLES_FOR_P999: Final = 10_000
+_SAMPLES_FOR_P999: Final = 5_000
+"""So that at least five lie beyond it."""
 _TRICKLERS: Final = 200
+_OWN_DESCRIPTORS: Final = 64
+"""What a process has open beside its connections."""
 _SETTLE: Final = 0.3
 _BLOCK_SIZE: Final = 1428
 _WINDOW_SIZE: Final = 16
@@ -88,13 +92,25 @@ def _tftp_takes_engines() -> bool:
     return b"--engine" in done.stdout
 
 
-def _clients(engine: str, workload: Workload, settings: Settings) -> tuple[int, tuple[str, ...]]:
-    """Return how many connections an engine takes of those that are wanted, and a note when it is not all."""
+def _most_clients(engine: str, settings: Settings) -> tuple[int, str]:
+    """Return how many connections an engine takes here, and what limits it.
+
+    Server and load raise the soft limit of descriptors themselves; the hard one they inherit.
+    """
+    hard = most_descriptors()
+    room = max(1, hard - _OWN_DESCRIPTORS)
     found = compat.ENGINES.get(settings.baseline if engine == AGAIN else engine)
+    handlers = found.max_handlers if found is not None and settings.protocol == "tcp" else None
+    if found is not None and handlers is not None and handlers <= room:
+        return handlers, found.limits
+    return room, f"a process may have {hard} descriptors open here (ulimit -Hn)"
+
+
+def _clients(engine: str, workload: Workload, settings: Settings) -> tuple[int, tuple[str, ...]]:
+    """Return how many connections are made of those that are wanted, and a note when it is not all."""
+    most, why = _most_clients(engine, settings)
     wanted = workload.clients
-    if found is None or found.max_handlers is None or settings.protocol != "tcp" or wanted <= found.max_handlers:
-        return wanted, ()
-    return found.max_handlers, (f"{found.max_handlers} connections instead of {wanted}: {found.limits}",)
+    return (wanted, ()) if wanted <= most else (most, (f"{most} connections instead of {wanted}: {why}",))
 
 
 def _arguments(server: ServerProcess, workload: Workload, clients: int, settings: Settings, path: Path) -> list[object]:
@@ -128,7 +144,7 @@ def _loaded(
     """Load a server, and tell what a request costs."""
     clients, notes = _clients(engine, workload, settings)
     taken: list[Cpu | None] = []
-    stolen, began = stolen_seconds(), time.monotonic()
+    stolen = _stealing()
     with _server(engine, workload, settings) as (server, path):
 
         def take() -> None:
@@ -144,10 +160,19 @@ def _loaded(
             )  # fmt: skip
         server.stop()
         status = server.status
-    share = (stolen_seconds() - stolen) / (time.monotonic() - began) / max(1, len(cores()))
+        invalid = _invalid(result, workload, stolen)
     found = run_of_result(engine, workload, number, result, taken[0], taken[1])
-    invalid = why_invalid(result, workload, share, alone=len(cores()) > 1)
     return attrs.evolve(found, notes=notes, invalid=invalid, error=status or found.error)
+
+
+def _stealing() -> Callable[[], float]:
+    """Return what tells which share of the machine the hypervisor has taken since now."""
+    before, began = stolen_seconds(), time.monotonic()
+    return lambda: (stolen_seconds() - before) / (time.monotonic() - began) / max(1, len(cores()))
+
+
+def _invalid(result: Mapping[str, Any], workload: Workload, stolen: Callable[[], float]) -> tuple[str, ...]:
+    return why_invalid(result, workload, stolen(), alone=len(cores()) > 1)
 
 
 def run_of_result(
@@ -184,13 +209,15 @@ def why_invalid(result: Mapping[str, Any], workload: Workload, stolen: float, *,
     """
     late = _MOST_LAG[result["generator"]]
     reasons = []
-    lag, delayed = float(result["lag_p99"]), float(result["delayed_seconds"]) / float(result["seconds"])
-    if workload.rate and lag > max(late, _MOST_LAG_SHARE * float(result["p99"])):
-        reasons.append(f"the generator lagged: {lag * 1e6:.0f} µs at p99")
-    offered = workload.rate * float(result["seconds"])
-    sent = result["requests"] + result.get("waiting", 0) + result.get("unsent", 0) + result.get("lost", 0)
-    if workload.rate and sent < 0.97 * offered - 4 * offered**0.5 - 100:
-        reasons.append(f"the generator sent {sent / offered:.0%} of what it was to send")
+    delayed = float(result["delayed_seconds"]) / float(result["seconds"])
+    if workload.rate:
+        lag = float(result["lag_p99"])
+        if lag > max(late, _MOST_LAG_SHARE * float(result["p99"])):
+            reasons.append(f"the generator lagged: {lag * 1e6:.0f} µs at p99")
+        offered = workload.rate * float(result["seconds"])
+        sent = result["requests"] + result.get("waiting", 0) + result.get("unsent", 0) + result.get("lost", 0)
+        if sent < 0.97 * offered - 4 * offered**0.5 - 100:
+            reasons.append(f"the generator sent {sent / offered:.0%} of what it was to send")
     if alone and delayed > _MOST_DELAYED:
         reasons.append(f"the generator had no core for {delayed:.0%} of the time")
     if stolen > _MOST_STOLEN:
@@ -204,6 +231,7 @@ def _idle(engine: str, workload: Workload, number: int, settings: Settings) -> R
     wanted = max(1, wanted - 8) if notes else wanted
     steps = [wanted // 4, wanted // 2, wanted] if wanted >= 8 else [wanted]
     points: list[tuple[float, float]] = []
+    stolen = _stealing()
     with _server(engine, workload, settings) as (server, path):
         before, kernel = memory_of(server.pid), kernel_tcp_bytes()
         with contextlib.ExitStack() as stack:
@@ -225,6 +253,7 @@ def _idle(engine: str, workload: Workload, number: int, settings: Settings) -> R
                               seconds=settings.seconds, python=settings.python_load)  # fmt: skip
             ended = [load.result(30) for load in holds]
         server.stop()
+        invalid = _invalid(result, one, stolen)
     found = run_of_result(engine, one, number, result, None, None)
     values = {key: value for key, value in found.values.items() if key in ("p50", "p99", "lag_p99")}
     values["held"] = sum(item["open"] for item in ended)
@@ -234,7 +263,7 @@ def _idle(engine: str, workload: Workload, number: int, settings: Settings) -> R
     missing = held - int(values["held"])
     failures = missing + found.failures
     return Run(engine, workload.name, number, values, failures, found.requests, notes=notes, error=found.error,
-               invalid=why_invalid(result, one, 0.0, alone=len(cores()) > 1), raw=dict(result))  # fmt: skip
+               invalid=invalid, raw=dict(result))  # fmt: skip
 
 
 def _slope(points: list[tuple[float, float]]) -> float:
@@ -243,10 +272,9 @@ def _slope(points: list[tuple[float, float]]) -> float:
 
 def _slow(engine: str, workload: Workload, number: int, settings: Settings) -> Run:
     """Ten that are in a hurry, among 200 that send a byte now and then."""
-    engine_limit = compat.ENGINES.get(settings.baseline if engine == AGAIN else engine)
-    limit = engine_limit.max_handlers if engine_limit is not None else None
-    slow = _TRICKLERS if limit is None else max(1, min(_TRICKLERS, limit - workload.clients - 2))
-    notes = () if slow == _TRICKLERS else (f"{slow} slow clients instead of {_TRICKLERS}",)
+    most, why = _most_clients(engine, settings)
+    slow = max(1, min(_TRICKLERS, most - workload.clients - 2))
+    notes = () if slow == _TRICKLERS else (f"{slow} slow clients instead of {_TRICKLERS}: {why}",)
 
     @contextlib.contextmanager
     def trickle(server: ServerProcess) -> Iterator[None]:
@@ -261,6 +289,7 @@ def _slow(engine: str, workload: Workload, number: int, settings: Settings) -> R
 def _stall(engine: str, workload: Workload, number: int, settings: Settings) -> Run:
     """Readers that do not read: what the server keeps for each, and whether they get everything in the end."""
     clients, notes = _clients(engine, workload, settings)
+    stolen = _stealing()
     with _server(engine, workload, settings) as (server, _):
         before = memory_of(server.pid)
         arguments = ["stall", server.host, server.port, clients, workload.size]
@@ -275,17 +304,23 @@ def _stall(engine: str, workload: Workload, number: int, settings: Settings) -> 
                     break
             result = load.result(60)
         server.stop()
+        invalid = _invalid(result, workload, stolen)
     values: dict[str, float] = {"complete": float(result["complete"])}
     if before is not None and after is not None:
         values["memory"] = max(0.0, (after - before) / clients)
     failures = clients - int(result["complete"]) + int(result["wrong"])
     return Run(engine, workload.name, number, values, failures, int(result["complete"]), notes=notes, raw=result,
-               error=server.status)  # fmt: skip
+               invalid=invalid, error=server.status)  # fmt: skip
 
 
 def _stop(engine: str, workload: Workload, number: int, settings: Settings) -> Run:
-    """SIGTERM in the middle of a load of short connections: what is cut off, and when the server is gone."""
+    """SIGTERM in the middle of a load of short connections: what is cut off, and when the server is gone.
+
+    Who is refused after the signal can ask elsewhere. Who was connected and got no whole answer has lost a request:
+    that is a failure, also where the server had not accepted the connection yet that the system had made.
+    """
     clients, notes = _clients(engine, workload, settings)
+    stolen = _stealing()
     with _server(engine, workload, settings) as (server, path):
         arguments = _arguments(server, workload, clients, settings, path)
         with loading(arguments, python=settings.python_load) as load:
@@ -293,7 +328,9 @@ def _stop(engine: str, workload: Workload, number: int, settings: Settings) -> R
             time.sleep(settings.seconds / 3)
             seconds = server.stop()
             result = load.result(30)
+        invalid = _invalid(result, workload, stolen)
     broken = int(result["closed"]) + int(result["wrong"])
     values = {"stop_seconds": seconds, "broken": float(broken)}
-    return Run(engine, workload.name, number, values, 0, int(result["requests"]), notes=notes, raw=result,
-               error=server.status or (None if result["requests"] else "no request was answered"))  # fmt: skip
+    error = server.status or (None if result["requests"] else "no request was answered")
+    return Run(engine, workload.name, number, values, broken, int(result["requests"]), invalid, notes, error,
+               raw=result)  # fmt: skip

@@ -11,7 +11,7 @@ from asyncnet.lab.comparison import Comparison, Summary
 from asyncnet.lab.figures import Verdict
 from asyncnet.lab.metrics import METRICS
 from asyncnet.lab.model import CEILING, Workload
-from asyncnet.lab.report import COLUMNS, best_and_worst, notes_of, spoken_ratio, title_of
+from asyncnet.lab.report import COLUMNS, best_and_worst, heading_of, notes_of, spoken_ratio, title_of
 from asyncnet.lab.workloads import MAIN
 
 __all__ = ["format_html"]
@@ -76,7 +76,7 @@ def _charts(comparison: Comparison) -> Iterator[str]:
     rate = METRICS["requests_per_second"]
     yield from _bars(
         comparison, main, "Throughput",
-        f"Requests per second, {main.title}; the whisker is the 95 % interval. More is better.",
+        f"Requests per second, {heading_of(comparison, main)}; the whisker is the 95 % interval. More is better.",
         _rate_bar,
         rate.name, "requests/s",
     )  # fmt: skip
@@ -145,8 +145,9 @@ def _latencies(comparison: Comparison) -> Iterator[str]:
         drawn = curves(all_curves, [_PERCENTILES[name] for name in places], "ms")
         if drawn:
             yield (
-                f"<h2>Latency at the same load</h2><p class=soft>{escape(workload.title)}. Milliseconds, logarithmic, "
-                "from the moment at which a request was to be sent; the others are grey. Lower is better.</p>"
+                f"<h2>Latency at the same load</h2><p class=soft>{escape(heading_of(comparison, workload))}. "
+                "Milliseconds, logarithmic, from the moment at which a request was to be sent; the others are grey. "
+                "Lower is better.</p>"
                 f"<div class='chart small'>{''.join(drawn)}</div>"
             )
 
@@ -185,7 +186,7 @@ def _table(comparison: Comparison, workload: Workload) -> str:
                      f"<td class=bad>{'error' if summary.errors else 'INVALID'}</td>")  # fmt: skip
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return (
-        f"<h3>{escape(workload.title)}</h3><div class=scroll><table>"
+        f"<h3>{escape(heading_of(comparison, workload))}</h3><div class=scroll><table>"
         f"<thead><tr><th>engine</th>{head}{more}<th>failed</th></tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )

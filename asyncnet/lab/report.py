@@ -13,7 +13,7 @@ from asyncnet.lab.metrics import METRICS
 from asyncnet.lab.model import AGAIN, CEILING, Workload
 from asyncnet.lab.workloads import MAIN
 
-__all__ = ["COLUMNS", "WIDTH", "best_and_worst", "format_table", "notes_of", "spoken_ratio", "title_of"]
+__all__ = ["COLUMNS", "WIDTH", "best_and_worst", "format_table", "heading_of", "notes_of", "spoken_ratio", "title_of"]
 
 WIDTH: Final = 100
 COLUMNS: Final = {
@@ -59,11 +59,20 @@ def title_of(comparison: Comparison) -> str:
     """Return what was compared, in a line."""
     settings = comparison.settings
     rounds = max((run.round for run in comparison.runs), default=0)
-    limited = ", client-limited" if comparison.environment.get("load_generator") == "python" else ""
+    limited = ", client-limited" if _is_limited(comparison) else ""
     return (
         f"{settings.protocol.upper()}, {rounds} rounds of {settings.seconds:g} s, medians; "
         f"ratios to {settings.baseline} with 95 % intervals{limited}"
     )
+
+
+def heading_of(comparison: Comparison, workload: Workload) -> str:
+    """Return what stands above a table or a chart."""
+    return workload.title + (" (client-limited)" if _is_limited(comparison) else "")
+
+
+def _is_limited(comparison: Comparison) -> bool:
+    return comparison.environment.get("load_generator") == "python"
 
 
 def _was_run(comparison: Comparison, workload: Workload) -> bool:
@@ -76,8 +85,7 @@ def _table(comparison: Comparison, workload: Workload, colour: bool) -> str:
     marks = {
         column.metric: best_and_worst(comparison, workload.name, column.metric) for column in columns if column.metric
     }
-    limited = comparison.environment.get("load_generator") == "python"
-    lines = [workload.title + (" (client-limited)" if limited else "")]
+    lines = [heading_of(comparison, workload)]
     lines.append("".join(_padded(column.heading, column, i) for i, column in enumerate(columns)))
     for summary in summaries:
         row = ""
@@ -170,7 +178,7 @@ def best_and_worst(comparison: Comparison, workload: str, metric: str) -> tuple[
 def notes_of(comparison: Comparison) -> list[str]:
     """Return what a reader must know beside the figures: limits, errors, and each INVALID run with its reason."""
     notes = []
-    if comparison.environment.get("load_generator") == "python":
+    if _is_limited(comparison):
         why = comparison.environment.get("no_compiler") or "it was asked for"
         notes.append(f"client-limited: the load generator is a Python process ({why}); compare the CPU, not the rates")
     main = MAIN[comparison.settings.protocol]

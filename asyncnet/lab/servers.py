@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from asyncnet import compat
 from asyncnet.addresses import Address, format_address
+from asyncnet.descriptors import allow_descriptors
 from asyncnet.errors import AsyncnetError
 
 __all__ = ["DATAGRAM_HANDLERS", "HANDLERS", "main"]
@@ -96,6 +97,7 @@ def main() -> int:
     parser.add_argument("engine")
     parser.add_argument("handler", choices=list(HANDLERS))
     chosen = parser.parse_args()
+    allow_descriptors()  # each connection is one; the load and the server in C do the same
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
 
     def ready(address: Address) -> None:

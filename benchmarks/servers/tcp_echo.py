@@ -91,6 +91,27 @@ async def protocol() -> None:
 # The others.
 
 
+def socketserver_server() -> None:
+    import socketserver
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            set_nodelay(self.request)
+            try:
+                while data := self.request.recv(READ):
+                    self.request.sendall(data)
+            except ConnectionError:
+                pass
+
+    class Server(socketserver.ThreadingTCPServer):
+        request_queue_size = BACKLOG
+        daemon_threads = True
+
+    with Server((HOST, 0), Handler) as server:
+        announce(server.server_address)
+        _until_terminated(server.serve_forever)
+
+
 def gevent_server() -> None:
     from gevent import signal_handler
     from gevent.server import StreamServer
@@ -227,6 +248,12 @@ def uvloop_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
+def fastnet_loop() -> asyncio.AbstractEventLoop:
+    import aiofastnet
+
+    return aiofastnet.loop_factory(uvloop_loop)()  # type: ignore[no-any-return]
+
+
 def asyncnet_loop(kind: str = "auto") -> asyncio.AbstractEventLoop:
     import asyncnet
 
@@ -246,6 +273,9 @@ WAYS: dict[str, Callable[[], None]] = {
     "start_server on asyncio": partial(on_loop, asyncio_loop, start_server),
     "protocol on uvloop": partial(on_loop, uvloop_loop, protocol),
     "protocol on asyncio": partial(on_loop, asyncio_loop, protocol),
+    "aiofastnet protocol on uvloop": partial(on_loop, fastnet_loop, protocol),
+    "aiofastnet start_server on uvloop": partial(on_loop, fastnet_loop, start_server),
+    "socketserver, threads": socketserver_server,
     "gevent": gevent_server,
     "tornado": partial(on_loop, asyncio_loop, tornado_server),
     "tornado on uvloop": partial(on_loop, uvloop_loop, tornado_server),

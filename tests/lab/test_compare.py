@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import subprocess
@@ -17,22 +18,29 @@ import pytest
 
 from asyncnet import lab
 from asyncnet.cli import main
+from asyncnet.cli.compare import terminal_progress
 from asyncnet.lab import (
+    Change,
     Comparison,
     Progress,
+    Ratio,
     Run,
     Settings,
     Workload,
     agreement,
     compare,
+    compare_with_baseline,
+    format_changes,
     format_html,
     format_table,
     workloads_of,
 )
 from asyncnet.lab import compare as compare_function
-from asyncnet.lab.measuring import why_invalid
+from asyncnet.lab.measuring import run_of_result, why_invalid
+from asyncnet.lab.metrics import METRICS
 from asyncnet.lab.model import AGAIN, CEILING
 from asyncnet.lab.processes import tree_of
+from asyncnet.lab.workloads import RATES
 
 Measure = Callable[[str, Workload, int, Settings], Run]
 ENGINES = ("asyncio", "epoll", "asyncnet")
@@ -322,6 +330,113 @@ def test_the_python_generator_is_said_in_every_table() -> None:
     table = format_table(compare(settings, measure=figures))
     assert table.count("(client-limited)") == 2
     assert "compare the CPU, not the rates" in " ".join(table.split())
+
+    page = format_html(compare(settings, measure=figures))
+    assert page.count("(client-limited)</h3>") == page.count("<h3>") == 2
+
+
+HEADINGS = {
+    "echo": "engine requests/s % of C ratio CPU µs=user+sys p50 ms p99 ms p99.9 ms failed",
+    "rate-500": "engine CPU µs=user+sys p50 ms p99 ms p99.9 ms p99 ratio failed",
+    "churn": "engine requests/s % of C ratio CPU µs=user+sys p50 ms p99 ms p99.9 ms failed",
+    "idle": "engine held KiB/conn kernel KiB p50 ms p99 ms failed",
+    "slow": "engine p50 ms p99 ms p99.9 ms CPU µs failed",
+    "stall": "engine complete KiB/conn failed",
+    "stop": "engine cut off stop s failed",
+}
+
+
+def test_the_columns_are_those_of_the_workload(whole: Comparison) -> None:
+    parts = {part.splitlines()[0]: part.splitlines() for part in format_table(whole).split("\n\n")}
+    titles = {workload.name: workload.title for workload in whole.workloads}
+    for name, headings in HEADINGS.items():
+        assert " ".join(parts[titles[name]][1].split()) == headings, name
+    if any(run.engine == CEILING for run in whole.runs):
+        row = next(line for line in parts[titles["echo"]] if line.startswith("epoll "))
+        assert "30%" in row  # 1500 of 5000
+        assert "663=265+398" in row  # microseconds: all, user, system
+
+
+def test_limits_failures_and_errors_are_told(whole: Comparison) -> None:
+    def limited(run: Run) -> Run:
+        if run.engine == "epoll" and run.workload == "stop":
+            return attrs.evolve(run, notes=("9 connections instead of 50: a limit",), failures=3)
+        return run
+
+    table = format_table(attrs.evolve(whole, runs=tuple(map(limited, whole.runs))))
+    assert "epoll, stop: 9 connections instead of 50: a limit" in table.splitlines()
+    last = table.split("\n\n")[-2].splitlines()
+    assert next(line for line in last if line.startswith("epoll ")).split()[-1] == "6"  # two rounds
+
+
+@pytest.mark.parametrize(("requests", "told"), [(4999, False), (5000, True)])
+def test_p999_is_told_from_5000_requests_on(requests: int, told: bool) -> None:
+    times = dict.fromkeys(("p50", "p90", "p99", "p999", "service_p99", "lag_p99"), 1e-3)
+    result = times | {"requests": requests, "seconds": 1.5, "cpu_seconds": 0.5}
+    found = run_of_result("asyncio", Workload("rate", "", rate=5000), 1, result, None, None)
+    assert ("p999" in found.values) is told
+    assert max(RATES) * Settings(engines=()).seconds > 5000 * 1.2  # so the highest rate has it by default
+
+
+def test_chance_is_no_regression_and_a_regression_is_no_chance() -> None:
+    draw = random.Random(3)
+
+    def noisy(factor: float) -> Measure:
+        def measure(engine: str, workload: Workload, number: int, settings: Settings) -> Run:
+            slower = factor if engine == "epoll" else 1.0
+            run = figures(engine, workload, number, settings, slower)
+            values = {name: value * draw.gauss(1, 0.015) for name, value in run.values.items()}
+            return attrs.evolve(run, values=values)
+
+        return measure
+
+    before, same, slower = (compare(SETTINGS, measure=noisy(factor)) for factor in (1.0, 1.0, 0.8))
+    then = json.loads(before.to_json())
+    assert not any(change.is_regression for change in compare_with_baseline(same, then))
+    worse = [change for change in compare_with_baseline(slower, then) if change.is_regression]
+    assert "requests_per_second" in {change.metric.name for change in worse}
+    assert {change.engine for change in worse} == {"epoll"}
+
+
+def test_what_may_be_chance_is_counted_and_not_called_a_regression() -> None:
+    rate = METRICS["requests_per_second"]
+    ratio = Ratio(0.9, 0.85, 0.95, 5, 0.02)
+    doubtful, certain = (Change("epoll", "echo", rate, ratio, certain) for certain in (False, True))
+    text = format_changes([doubtful, certain], Path("before.json"))
+    assert text.count("REGRESSION") == 1
+    assert "1 more lie beyond their own interval" in text
+
+
+class _Stream(io.StringIO):
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_terminal_alone_shows_what_runs_and_the_time_left(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = _Stream(terminal)
+    monkeypatch.setattr(sys, "stderr", stream)
+    show = terminal_progress()
+    for step in (Progress(1, 4, "round 1 of 2: echo, epoll", 90.0), Progress(2, 4, "round 2: thermometer", 600.0)):
+        show(step)
+    shown = stream.getvalue()
+    show(Progress(4, 4, "the last", 0.0))
+    if terminal:
+        lines = [" 25% round 1 of 2: echo, epoll, 90 s left", " 50% round 2: thermometer, 10 min left"]
+        assert shown == "".join(f"\r\x1b[K{line}" for line in lines)
+        assert stream.getvalue() == shown + "\r\x1b[K"  # nothing is left of it
+    else:
+        assert stream.getvalue() == ""
+
+
+def test_help_says_how_long_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["compare", "--help"])
+    assert "50 minutes" in " ".join(capsys.readouterr().out.split())
 
 
 def test_every_protocol_has_workloads() -> None:

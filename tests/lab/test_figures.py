@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
+import statistics
 
 import pytest
 
-from asyncnet.lab.figures import LEAST_FLOOR, Ratio, Verdict, bootstrap_median, noise_floor, paired_ratio, two_samples
+from asyncnet.lab.figures import (
+    LEAST_FLOOR,
+    Ratio,
+    Verdict,
+    bootstrap_median,
+    chance_of,
+    noise_floor,
+    paired_ratio,
+    spread_of,
+    two_samples,
+    unlikely,
+)
 from asyncnet.lab.histogram import Histogram
 from asyncnet.lab.schedule import Schedule, WarmUp
 
@@ -81,6 +95,71 @@ def test_two_samples_share_no_rounds() -> None:
     assert two_samples([], [1.0]) is None
 
 
+@pytest.mark.parametrize(("t", "free"), [(12.706, 1), (4.303, 2), (2.571, 5), (2.306, 8), (2.086, 20)])
+def test_chance_is_that_of_student(t: float, free: int) -> None:
+    # Quantiles of 95 % from the tables of Student's distribution, two-sided.
+    old, spread = [1.0, 1.0], (1.0, free)
+    new = [math.exp(t), math.exp(t)]
+    assert chance_of(new, old, spread) == pytest.approx(0.05, rel=0.01)
+
+
+def test_chance_needs_rounds_and_figures() -> None:
+    spread = (1e-4, 10)
+    assert chance_of([2.0], [1.0, 1.0], spread) == 1.0
+    assert chance_of([2.0, 2.0], [0.0, 1.0], spread) == 1.0
+    assert chance_of([2.0, 2.0], [1.0, 1.0], (0.0, 0)) == 1.0
+    assert chance_of([2.0, 2.0], [1.0, 1.0], spread) < 1e-6
+    assert chance_of([2.0] * 3, [1.0] * 3, spread) == 0.0
+    assert chance_of([1.0] * 3, [1.0] * 3, spread) == 1.0
+
+
+def test_what_is_unlikely_depends_on_how_many_are_compared() -> None:
+    assert unlikely([0.04]) == [True]
+    assert unlikely([0.04] * 2) == [False, False]
+    assert unlikely([0.5, 0.001, 0.02, 0.9]) == [False, True, False, False]  # 0.05 / 4, then 0.05 / 3
+    assert unlikely([]) == []
+
+
+@pytest.mark.parametrize("rounds", [2, 5])
+@pytest.mark.parametrize("heavy", [False, True])
+def test_hundreds_of_figures_of_the_same_thing_raise_no_alarm(rounds: int, heavy: bool) -> None:
+    draw = random.Random(5)
+
+    def sample(middle: float) -> list[float]:
+        # Now and then the machine is slow for a whole run, where it is heavy.
+        return [
+            middle * math.exp(draw.gauss(0, 0.03)) * (1.5 if heavy and draw.random() < 0.1 else 1)
+            for _ in range(rounds)
+        ]
+
+    alarms = alone = 0
+    for _ in range(10):  # comparisons, of 300 figures each
+        figures = [(sample(middle), sample(middle)) for middle in (1e-5, 1.0, 1e5) for _ in range(100)]
+        spread = spread_of(itertools.chain.from_iterable(figures))
+        chances = [chance_of(new, old, spread) for new, old in figures]
+        alarms += any(unlikely(chances))
+        alone += any(chance < 0.05 for chance in chances)
+    assert alarms <= 2  # one in two such tests is expected at most
+    assert alone == 10
+
+
+def test_a_regression_of_20_per_cent_is_found_among_hundreds_of_figures() -> None:
+    draw = random.Random(6)
+
+    def sample(middle: float) -> list[float]:
+        return [middle * draw.gauss(1, 0.015) for _ in range(5)]
+
+    found = 0
+    for _ in range(10):
+        figures = [(sample(1.0), sample(1.0)) for _ in range(300)]
+        figures[17] = sample(1.2), sample(1.0)
+        spread = spread_of(itertools.chain.from_iterable(figures))
+        kept = unlikely([chance_of(new, old, spread) for new, old in figures])
+        assert sum(kept) - kept[17] <= 1
+        found += kept[17]
+    assert found >= 9
+
+
 def test_a_histogram_is_exact_to_two_per_cent_and_merges() -> None:
     one, other = Histogram(), Histogram()
     for ns in range(1, 2_000_001, 1000):
@@ -102,6 +181,17 @@ def test_an_open_loop_keeps_the_time_of_what_waits() -> None:
     poisson = Schedule(rate=1000.0, poisson=True, next_due=0)
     poisson.take_due(10_000_000_000)
     assert 9_500 < len(poisson.waiting) < 10_500
+
+
+def test_gaps_are_even_when_constant_and_exponential_when_poisson() -> None:
+    share = {}
+    for poisson in (False, True):
+        schedule = Schedule(rate=1000.0, poisson=poisson, next_due=0)
+        schedule.take_due(10_000_000_000)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(schedule.waiting)]
+        share[poisson] = statistics.stdev(gaps) / statistics.fmean(gaps)
+    assert share[False] == 0
+    assert share[True] == pytest.approx(1.0, abs=0.05)  # the standard deviation of an exponential is its mean
 
 
 def test_a_warm_up_ends_when_three_windows_are_alike_or_its_time_is_over() -> None:

@@ -6,14 +6,20 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from asyncnet.lab.generator import generator_command, write_file
 from asyncnet.lab.native import native_tool
+from asyncnet.lab.processes import started
 
 Serve = Callable[[socket.socket, int], object]
 
@@ -210,6 +216,49 @@ def test_readers_that_stall_get_everything_in_the_end(generator: list[str]) -> N
             result = json.loads(staller.communicate(timeout=30)[0])
     assert (result["complete"], result["closed"], result["wrong"]) == (3, 0, 0)
     assert result["bytes"] == 3 * size
+
+
+def test_a_low_soft_limit_of_descriptors_is_raised(generator: list[str]) -> None:
+    few = ["sh", "-c", 'ulimit -S -n 64 && exec "$@"', "sh"]
+    with started([*few, sys.executable, "-m", "asyncnet.lab.servers", "tcp", "asyncio", "echo"]) as server:
+        command = [*few, *generator, "hold", server.host, str(server.port), "200", "0", "0"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "measuring\n"
+            # The server has accepted them all when it answers one more.
+            result = load([*few, *generator], "echo", server.host, server.port, 1, 64, 0, 0.1)
+            held = json.loads(holder.communicate()[0])
+    assert result["requests"] > 0
+    assert held["open"] == 200
+    assert held["closed"] == held["refused"] == 0
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_both_generators_print_the_same(tmp_path: Path) -> None:
+    file = write_file(tmp_path, 1000)
+
+    def keys(*words: object) -> list[list[str]]:
+        commands = [[*generator_command(python), *map(str, words)] for python in (True, False)]
+        run = partial(subprocess.run, stdin=subprocess.DEVNULL, capture_output=True, check=True, timeout=30)
+        with ThreadPoolExecutor() as pool:
+            return [sorted(json.loads(done.stdout.splitlines()[-1])) for done in pool.map(run, commands)]
+
+    def bulk(sock: socket.socket, number: int) -> None:
+        sock.sendall(bytes(range(len(sock.recv(10)))))  # as many as are asked for below
+
+    tftp = [sys.executable, "-m", "asyncnet", "tftp", "serve", str(tmp_path), "--bind", "127.0.0.1:0"]
+    datagrams = [str(native_tool("echo")), "udp-one", "0"]
+    with tcp_server(echo) as tcp, tcp_server(bulk) as bulky, started(datagrams) as udp, started(tftp) as files:
+        for words in (
+            ("echo", "127.0.0.1", tcp, 2, 64, 0, 0.05, "rate=200", "arrivals=poisson"),
+            ("churn", "127.0.0.1", tcp, 2, 64, 0, 0.05, "close"),
+            ("udp", udp.host, udp.port, 2, 64, 0, 0.05),
+            ("hold", "127.0.0.1", tcp, 2, 0, 0),
+            ("stall", "127.0.0.1", bulky, 1, 2),
+            ("tftp", files.host, files.port, file.name, file, 1, 0, 1, 5),
+        ):
+            python, native = keys(*words)
+            assert python == native, words[0]
 
 
 def test_wrong_usage_is_told_in_a_line(generator: list[str]) -> None:

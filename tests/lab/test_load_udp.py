@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,3 +150,17 @@ def test_a_known_loss_is_reported(generator: list[str]) -> None:
     # Those of the last 0.2 s are not lost yet.
     assert 0.06 < result["lost"] / total < 0.11
     assert result["wrong"] == 0
+
+
+def test_poisson_arrivals_come_in_crowds(generator: list[str]) -> None:
+    moments: list[float] = []
+
+    def answer(number: int, data: bytes) -> bytes:
+        moments.append(time.monotonic())
+        return data
+
+    with udp_server(answer) as port:
+        load(generator, port, "rate=200", "arrivals=poisson", peers=30, seconds=0.5)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(moments)]
+    # 39 % of the gaps are shorter than half the mean; none would be, if they were all alike.
+    assert sum(gap < 0.5 / 200 for gap in gaps) > 0.25 * len(gaps)

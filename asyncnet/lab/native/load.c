@@ -371,6 +371,7 @@ static int run_stall(int count, uint64_t bytes) {
     struct pollfd input = {.fd = 0, .events = POLLIN};
     uint64_t begin = now_ns(), total = 0;
     int connected = 0, complete = 0, told = 0, left = count, reading = 0;
+    delayed_before = delayed_seconds();
     if (!all) return fail("memory");
     for (int i = 0; i < count; i++)
         if (open_connection(&all[i], (uint32_t)i)) return fail("connect");
@@ -382,7 +383,7 @@ static int run_stall(int count, uint64_t bytes) {
             puts("measuring");
             fflush(stdout);
         }
-        if (!reading && poll(&input, 1, 0) > 0 && read(0, answer, 1) <= 0) {
+        if (told && !reading && poll(&input, 1, 0) > 0 && read(0, answer, 1) <= 0) {
             reading = 1;
             for (int i = 0; i < count; i++) {
                 struct epoll_event event = {EPOLLIN, {.u32 = (uint32_t)i}};
@@ -413,8 +414,10 @@ static int run_stall(int count, uint64_t bytes) {
             left--;
         }
     }
-    printf("{\"generator\": \"c\", \"complete\": %d, \"closed\": %lu, \"wrong\": %lu, \"bytes\": %lu, \"seconds\": %.6f}\n",
-           complete, closed_by_server, wrong, total, (double)(now_ns() - begin) / 1e9);
+    printf("{\"generator\": \"c\", \"complete\": %d, \"closed\": %lu, \"wrong\": %lu, \"bytes\": %lu, \"seconds\": %.6f, "
+           "\"delayed_seconds\": %.6f}\n",
+           complete, closed_by_server, wrong, total, (double)(now_ns() - begin) / 1e9,
+           delayed_seconds() - delayed_before);
     return 0;
 }
 
