@@ -29,6 +29,8 @@ Handler: TypeAlias = Callable[[Any, Any], Coroutine[Any, Any, object]]
 
 ACCEPTS_PER_TURN: Final = 64
 """Connections accepted before others get a turn."""
+_MOST_AT_THE_END: Final = 1024
+"""Connections accepted after a stop at most: new clients may come as fast as they are accepted."""
 
 
 @attrs.frozen(eq=False)
@@ -112,8 +114,26 @@ class StreamService:
                     else:
                         strained = False
                 await sleep(0)
+        except asyncio.CancelledError:
+            self._admit_the_last(admit, full)
+            raise
         finally:
             listener.close()
+
+    def _admit_the_last(self, admit: Callable[[Job], object], full: Callable[[], bool]) -> None:
+        """Accept those whom the system has connected already: closing the listener would reset them."""
+        for _ in range(min(self.backlog, _MOST_AT_THE_END)):
+            if full():
+                return
+            try:
+                sock, peer = self.socket.accept()
+            except OSError:
+                return
+            try:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                admit(Connection(self.handler, sock, peer))
+            except (OSError, RuntimeError, MemoryError):
+                sock.close()
 
     def close(self) -> None:
         """See `Service`."""

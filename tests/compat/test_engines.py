@@ -624,6 +624,27 @@ def test_numbers_out_of_range_are_refused(engine: str, port: int, backlog: int, 
         compat.create_server(hello, ("127.0.0.1", port), engine=engine, backlog=backlog, grace=grace)
 
 
+@pytest.mark.parametrize("engine", ["polling", "select", "poll", "epoll", "epoll-et", "thread", "thread-pool"])
+def test_who_is_connected_when_the_server_stops_is_served(engine: str) -> None:
+    """More than are accepted at a time: the others wait in the backlog, and closing the listener would reset them."""
+    asked: list[bytes] = []
+
+    async def handler(reader: Any, writer: Any) -> None:
+        asked.append(await reader.read(100))
+        if len(asked) == 1:
+            server.stop()
+        writer.write(asked[0])
+
+    server = compat.create_server(handler, ("127.0.0.1", 0), engine=engine, backlog=200, grace=10)
+    clients = [socket.create_connection(server.address, timeout=10) for _ in range(150)]
+    for client in clients:
+        client.sendall(b"hello")
+    with in_thread(server):
+        for client in clients:
+            with client:
+                assert client.recv(100) == b"hello"
+
+
 @pytest.mark.parametrize("engine", [name for name in NAMES if name != "gevent"])
 def test_a_server_that_was_stopped_before_it_runs_returns_at_once(engine: str) -> None:
     server = compat.create_server(hello, ("127.0.0.1", 0), engine=engine)
