@@ -84,7 +84,7 @@ def test_reloads_under_500_connections_a_second_refuse_and_reset_none(tmp_path: 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("single_port", [False, True])
 @pytest.mark.parametrize(
-    ("reloads", "rate", "megabytes"), [(2, 10, 2), pytest.param(20, 20, 8, marks=pytest.mark.long)]
+    ("reloads", "rate", "megabytes"), [(2, 10, 4), pytest.param(20, 20, 8, marks=pytest.mark.long)]
 )
 def test_reloads_under_tftp_downloads_spoil_none(
     tmp_path: Path, reloads: int, rate: int, megabytes: int, single_port: bool
@@ -102,7 +102,7 @@ def test_reloads_under_tftp_downloads_spoil_none(
                 wait_for(master.whole, 40)
                 pause(0.2)
         assert set(seen["results"]) == {"ok"}, seen
-        assert_rate(seen, rate)
+        assert_rate(seen, rate, 0.25)  # 8 MiB at 20 a second take most of two processors
         assert master.report()["reloads"] == reloads
         print(f"{reloads} reloads, {seen['results']['ok']} downloads of {megabytes} MiB at {seen['rate']:.0f} a "
               f"second, {seen['most']} at once, {seen['left_out']} left out: all equal")  # fmt: skip
