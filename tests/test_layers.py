@@ -59,7 +59,7 @@ asyncnet.broadcast
 asyncnet.workers.members
 asyncnet.workers.fleet asyncnet.workers.board asyncnet.workers.binding asyncnet.workers.pidfile
 asyncnet.workers.handover asyncnet.workers.report
-asyncnet.workers.child asyncnet.workers.recycling asyncnet.workers.admin
+asyncnet.workers.child asyncnet.workers.line asyncnet.workers.recycling asyncnet.workers.admin
 asyncnet.workers.master
 asyncnet.workers.renewal
 asyncnet.workers.running
