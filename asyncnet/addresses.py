@@ -364,6 +364,10 @@ def _portable_interfaces() -> list[Interface]:
         Interface(name, index, None, inward if name.startswith("lo") else outward, ())
         for index, name in socket.if_nameindex()
     ]
-    own = sorted({info[4][0] for info in socket.getaddrinfo(socket.gethostname(), None)} - {"127.0.0.1", "::1"})
+    try:
+        resolved = socket.getaddrinfo(socket.gethostname(), None)
+    except OSError:  # a host need not know its own name
+        resolved = []
+    own = sorted({info[4][0] for info in resolved} - {"127.0.0.1", "::1"})
     unknown = tuple(InterfaceAddress(str(a).partition("%")[0], 128 if ":" in str(a) else 32, None) for a in own)
     return [*found, Interface("*", 0, None, outward, unknown)]

@@ -208,5 +208,8 @@ def saved(name: str) -> dict[str, Any]:
 def save(name: str, tables: dict[str, Any]) -> None:
     """Write the runs with the machine they ran on to ``results/NAME.json``."""
     (FOLDER / "results").mkdir(exist_ok=True)
-    whole = {"environment": environment() | {"kernel": os.uname().release}, "tables": tables, "saved": time.time()}
-    (FOLDER / "results" / f"{name}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    where = json.dumps(environment() | {"kernel": os.uname().release}, indent=1)
+    runs = {title: ",\n".join(map(json.dumps, found)) for title, found in tables.items()}  # a line for each
+    listed = ",\n".join(f"{json.dumps(title)}: [\n{lines}\n]" for title, lines in runs.items())
+    text = f'{{"environment": {where},\n"saved": {time.time()},\n"tables": {{\n{listed}\n}}}}\n'
+    (FOLDER / "results" / f"{name}.json").write_text(text)

@@ -1,9 +1,9 @@
 """How fast do files travel? TFTP servers and clients, ours and other people's, over loopback.
 
-The servers run on the first core, the clients on the second. With many clients, a server that forks or starts threads
-may use both. The
-load is a C program that compares every byte with the file; pairs of client and server are whole programs. Processor
-time is that of the server with its threads and children; memory is the most that they shared out (PSS) during the run.
+The servers run on the first core, the clients on the second. With many clients, a server that forks, starts threads or
+has workers may use both. The load is a C program that compares every byte with the file; pairs of client and server are
+whole programs. Processor time is that of the server with its threads and children; memory is the most that they shared
+out (PSS) during the run.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from benchmarks._report import Table, publish
 PEERS: Final = FOLDER.parent / ".cache" / "peers"
 OURS: Final = "asyncnet"
 SINGLE: Final = "asyncnet --single-port"
+SPREAD: Final = "asyncnet --workers 2"
+"""On both cores, as servers are that fork or start threads."""
 HPA: Final = "tftp-hpa"
 C_SERVERS: Final = (HPA, "atftpd", "dnsmasq")
 PYTHON_SERVERS: Final = ("tftpy", "partftpy", "fbtftp", "py3tftp")
@@ -52,8 +54,8 @@ def our_command(root: Path, *more: str) -> list[str]:
 @contextlib.contextmanager
 def start(name: str, root: Path, *, spread: bool) -> Iterator[Server]:
     """Start a server of that name on a directory; with `spread` what it forks may run on both cores."""
-    if name in (OURS, SINGLE):
-        with server(our_command(root, *name.split()[1:])) as found:
+    if name in (OURS, SINGLE, SPREAD):
+        with server(our_command(root, *name.split()[1:]), core=None if name == SPREAD else 0) as found:
             yield found
     elif name in PYTHON_SERVERS:
         with server([sys.executable, str(FOLDER / "servers" / "tftp_serve.py"), name, str(root)]) as found:
@@ -252,15 +254,15 @@ def parts(root: Path, rounds: int, wanted: Sequence[str], only: str) -> dict[str
         partial(pair, root=root, size=256 * MIB, block=1428, window=64),
     )
     plans["20 clients, 16 MiB each, block 1428, window 64"] = (
-        (*one, "atftpd"),
+        (*one, SPREAD, "atftpd"),
         partial(storm, root=root, size=16 * MIB, clients=20, block=1428, window=64),
     )
     plans["100 clients, 1 MiB each, block 1428, lock-step"] = (
-        (*one, *C_SERVERS, *PYTHON_SERVERS),
+        (*one, SPREAD, *C_SERVERS, *PYTHON_SERVERS),
         partial(storm, root=root, size=MIB, clients=100, block=1428, window=1),
     )
     plans["1000 clients, 1 MiB each, block 1428, lock-step"] = (
-        (*one, *C_SERVERS),
+        (*one, SPREAD, *C_SERVERS),
         partial(storm, root=root, size=MIB, clients=1000, block=1428, window=1),
     )
     plans["5 % loss, one client, 64 MiB, block 1428, window 16"] = (

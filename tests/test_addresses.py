@@ -158,6 +158,21 @@ def test_the_loopback_interface_is_listed_with_its_addresses() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no getifaddrs")
+def test_a_system_that_tells_nothing_more_tells_names_and_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    own = [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", (host, 0)) for host in ("192.0.2.7", "127.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: own)
+    found = {interface.name: interface for interface in interfaces()}
+    assert InterfaceFlags.LOOPBACK in found["lo"].flags
+    assert [address.address for address in found["*"].addresses] == ["192.0.2.7"]
+
+    def unknown(*_: object) -> list[object]:
+        raise socket.gaierror(socket.EAI_NONAME, "unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    assert {"lo", "*"} <= {interface.name for interface in interfaces()}
+
+
 def test_getifaddrs_tells_the_same_interfaces() -> None:
     told = {
         (i.name, i.index, (i.flags & 0xFFFF).value, frozenset((a.address, a.prefix) for a in i.addresses))

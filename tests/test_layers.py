@@ -18,8 +18,9 @@ asyncnet.resolver asyncnet.activation asyncnet.privileges
 asyncnet.tftp.packets asyncnet.tftp.netascii asyncnet.tftp.retransmit
 asyncnet.tftp.options
 asyncnet.tftp.transfer
-asyncnet.udp.capabilities asyncnet.udp.sockets
+asyncnet.udp.capabilities
 asyncnet.udp.ancillary
+asyncnet.udp.sockets
 asyncnet.udp.batch
 asyncnet.udp.sending
 asyncnet.udp.transport

@@ -65,8 +65,12 @@ class AnnouncerStats:
     """Datagrams that left."""
     send_failures: int = 0
     """Datagrams that the system refused."""
+    received: int = 0
+    """Datagrams that came."""
     questions: int = 0
     """Newcomers that asked for this service."""
+    others: int = 0
+    """Packets of this package for somebody else: announcements, and questions about other services."""
     answers: int = 0
     limited: int = 0
     """Questions that were not answered, because they are too many."""
@@ -217,6 +221,7 @@ class Announcer:
 
     def _on_batch(self, batch: list[Heard]) -> None:
         now = self._loop.time()
+        self.stats.received += len(batch)
         for data, addr, route in batch:
             try:
                 packet = decode(data, self._key)
@@ -225,6 +230,8 @@ class Announcer:
                 continue
             if isinstance(packet, Who) and packet.name in ("", self.name):
                 self._on_question(packet, addr, route, now)
+            else:
+                self.stats.others += 1
 
     def _on_question(self, packet: Who, addr: Address, route: Route, now: float) -> None:
         self.stats.questions += 1

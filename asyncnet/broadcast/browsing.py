@@ -65,6 +65,8 @@ class BrowserStats:
     """Datagrams that the system refused."""
     other_services: int = 0
     """Announcements of services with another name."""
+    others: int = 0
+    """Packets of this package that announce nothing: questions and answers."""
     events_dropped: int = 0
     """Events that were not taken in time; `Browser.peers` is right nevertheless."""
     wrong_magic: int = 0
@@ -190,6 +192,7 @@ class Browser:
                 count_fault(stats, exc.fault)
                 continue
             if not isinstance(packet, Present | Goodbye):
+                stats.others += 1
                 continue
             if self._wanted is not None and packet.name != self._wanted:
                 stats.other_services += 1

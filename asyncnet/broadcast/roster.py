@@ -106,6 +106,8 @@ class RosterStats:
 
     announcements: int = 0
     """Packets that were newer than what was known."""
+    goodbyes: int = 0
+    """Instances that said that they leave."""
     duplicates: int = 0
     """Copies of packets that were heard already, by other interfaces or repeated."""
     stale: int = 0
@@ -208,6 +210,7 @@ class Roster:
             self.stats.stale += 1
             return []
         entry.sequence = packet.sequence
+        self.stats.goodbyes += 1
         return [self._remove(packet.instance, "goodbye")]
 
     def _join(self, packet: Present, location: Location, now: float, confirmed: bool) -> list[Event]:

@@ -7,6 +7,7 @@ import asyncio
 import socket
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from asyncnet import broadcast
 from asyncnet.addresses import Address, format_address
@@ -22,7 +23,9 @@ from asyncnet.cli.common import (
 from asyncnet.cli.supervised import add_worker_options, check_worker_options, run_workers
 from asyncnet.loops import run
 from asyncnet.opening import Opening
-from asyncnet.workers import Worker
+
+if TYPE_CHECKING:
+    from asyncnet.workers import Worker
 
 __all__ = ["add_parser"]
 

@@ -6,15 +6,17 @@ import argparse
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 
-from asyncnet import workers
+import asyncnet
 from asyncnet.addresses import format_address, parse_address
 from asyncnet.cli.common import address_argument, announce, non_negative_float, positive_float, positive_int
 from asyncnet.errors import AddressError
-from asyncnet.workers.child import Main
+
+if TYPE_CHECKING:
+    from asyncnet.workers.child import Main
 
 __all__ = ["add_worker_options", "bind_address", "check_worker_options", "run_workers", "worker_binds"]
 
@@ -119,13 +121,13 @@ def run_workers(
         "pid_file": arguments.pid_file,
         "admin": arguments.admin,
     }
-    workers.run(
+    asyncnet.workers.run(  # loaded only now: most servers have no workers
         main,
         workers=arguments.workers,
         bind=binds,
         udp=udp,
         broadcast=broadcast,
-        recycle=workers.Recycle(
+        recycle=asyncnet.workers.Recycle(
             age=arguments.recycle_age,
             connections=arguments.recycle_connections,
             memory=arguments.recycle_memory,

@@ -10,13 +10,16 @@ import sys
 import threading
 from asyncio import StreamReader, StreamWriter
 from concurrent.futures import CancelledError
+from typing import TYPE_CHECKING
 
 from asyncnet import compat, tcp
 from asyncnet.addresses import explain
 from asyncnet.cli.common import Subparsers, address_argument, announce, engine_argument, positive_float
 from asyncnet.cli.supervised import add_worker_options, bind_address, check_worker_options, run_workers, worker_binds
 from asyncnet.loops import run
-from asyncnet.workers import Worker
+
+if TYPE_CHECKING:
+    from asyncnet.workers import Worker
 
 __all__ = ["add_parser", "echo"]
 

@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from asyncnet import tftp
 from asyncnet.activation import inherited_sockets
@@ -26,7 +27,9 @@ from asyncnet.cli.supervised import add_worker_options, check_worker_options, ru
 from asyncnet.loops import run
 from asyncnet.opening import Opening
 from asyncnet.privileges import drop_privileges
-from asyncnet.workers import Worker
+
+if TYPE_CHECKING:
+    from asyncnet.workers import Worker
 
 __all__ = ["add_serve_parser"]
 

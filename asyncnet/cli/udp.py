@@ -8,7 +8,7 @@ import contextlib
 import logging
 import signal
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from asyncnet import udp
 from asyncnet.addresses import Address, format_address
@@ -23,7 +23,9 @@ from asyncnet.cli.common import (
 from asyncnet.cli.supervised import add_worker_options, bind_address, check_worker_options, run_workers, worker_binds
 from asyncnet.errors import ClosedError
 from asyncnet.loops import run
-from asyncnet.workers import Worker
+
+if TYPE_CHECKING:
+    from asyncnet.workers import Worker
 
 __all__ = ["add_parser"]
 

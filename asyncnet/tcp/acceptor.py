@@ -25,12 +25,15 @@ from asyncnet.poller import poller_of
 from asyncnet.tcp.connections import ServerStats
 from asyncnet.tcp.listeners import PEER_ERRORS
 
-__all__ = ["ACCEPTS_PER_TURN", "Acceptor", "listening_on"]
+__all__ = ["Acceptor", "listening_on"]
 
 logger = logging.getLogger("asyncnet.tcp")
 
-ACCEPTS_PER_TURN: Final = 16
-"""Connections accepted from one listener before the event loop turns to others."""
+ACCEPTS_PER_TURN: Final = 64
+"""Connections accepted from all listeners of a server before the event loop turns to others; of more listeners than
+this, one from each."""
+ACCEPTS_AT_ONCE: Final = 16
+"""Connections accepted from one listener in a turn, at most."""
 BACK_OFF: Final = (0.05, 1.0)
 """The first and the longest pause, in seconds, while the system lacks descriptors or memory; it doubles."""
 EPISODE_GAP: Final = 5.0
@@ -69,6 +72,8 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._poller = poller_of(self._loop)
         self._listeners = listeners
+        # Equal shares: a crowd at one door must not keep those at another one waiting.
+        self._share = max(1, min(ACCEPTS_AT_ONCE, ACCEPTS_PER_TURN // len(listeners)))
         self.addresses = tuple(map(listening_on, listeners))
         self._admit = admit
         self._has_room = has_room
@@ -93,7 +98,7 @@ class Acceptor:
                 self._poller.remove_reader(listener.fileno())
 
     def _accept(self, listener: socket.socket) -> None:
-        self._accept_some(listener, ACCEPTS_PER_TURN)
+        self._accept_some(listener, self._share)
         self.update()
 
     def _accept_some(self, listener: socket.socket, count: int) -> None:

@@ -86,6 +86,8 @@ class PeerClock:
     def attach(self, transport: asyncio.WriteTransport) -> None:
         """Watch what this transport sends."""
         self._transport = transport
+        if isinstance(transport, SocketTransport):
+            transport.on_wait = self.stalled
         self._schedule()
 
     def close_within(self, seconds: float) -> None:

@@ -144,9 +144,13 @@ async def _connect_once(
     limit: int,
     timeouts: Timeouts,
 ) -> tuple[StreamReader, StreamWriter]:
+    tried: list[Address] = []
     try:
         async with asyncio.timeout(timeout) as scope:
-            sock = await (_connect_unix(target) if isinstance(target, str) else _connected_socket(target, local_addr))
+            if isinstance(target, str):
+                sock = await _connect_unix(target)
+            else:
+                sock = await _connected_socket(target, local_addr, tried)
             try:
                 set_options(sock, options)
                 peer = target if isinstance(target, str) else sock.getpeername()
@@ -162,7 +166,11 @@ async def _connect_once(
     except TimeoutError as exc:
         if not scope.expired():
             raise
-        message = f"cannot connect TCP to {format_address(target)}: no answer within {timeout:g} seconds"
+        place = format_address(target)
+        message = f"cannot connect TCP to {place}: no answer within {timeout:g} seconds"
+        places = [format_address(address) for address in tried]
+        if places and places != [place]:
+            message += f" (tried {', '.join(places)})"
         raise TimeoutError(errno.ETIMEDOUT, message) from exc
 
 
@@ -216,7 +224,9 @@ def _explain_tls(exc: OSError, address: Target) -> OSError:
     return told
 
 
-async def _connected_socket(address: tuple[str, int], local_addr: tuple[str, int] | None) -> socket.socket:
+async def _connected_socket(
+    address: tuple[str, int], local_addr: tuple[str, int] | None, tried: list[Address]
+) -> socket.socket:
     candidates = await resolve(*address, action="connect TCP to", kind=socket.SOCK_STREAM)
     local: list[Candidate] = []
     if local_addr is not None:
@@ -227,7 +237,7 @@ async def _connected_socket(address: tuple[str, int], local_addr: tuple[str, int
             raise OSError(errno.EAFNOSUPPORT, f"cannot connect TCP to {way}: one is IPv4, the other IPv6")
     # Two sockets cannot have one local port: with a fixed one, addresses are tried one after the other.
     delay = ATTEMPT_DELAY if local_addr is None or local_addr[1] == 0 else None
-    return await _race(address, _interleaved(candidates), dict(reversed(local)), delay)
+    return await _race(address, _interleaved(candidates), dict(reversed(local)), delay, tried)
 
 
 def _interleaved(candidates: list[Candidate]) -> list[Candidate]:
@@ -239,9 +249,16 @@ def _interleaved(candidates: list[Candidate]) -> list[Candidate]:
 
 
 async def _race(
-    address: tuple[str, int], candidates: list[Candidate], local: dict[int, Address], delay: float | None
+    address: tuple[str, int],
+    candidates: list[Candidate],
+    local: dict[int, Address],
+    delay: float | None,
+    tried: list[Address],
 ) -> socket.socket:
-    """Return the first socket that connects; `delay` None tries one candidate after the other."""
+    """Return the first socket that connects; `delay` None tries one candidate after the other.
+
+    Each address goes to `tried` when its turn comes, for an error that somebody else raises.
+    """
     loop = asyncio.get_running_loop()
     waiting = deque(candidates)
     running: dict[asyncio.Task[socket.socket], Candidate] = {}
@@ -250,15 +267,16 @@ async def _race(
         while waiting or running:
             if waiting:
                 candidate = waiting.popleft()
+                tried.append(candidate[1])
                 running[loop.create_task(_attempt(address, candidate, local.get(candidate[0])))] = candidate
             timeout = delay if waiting else None
             done, _ = await asyncio.wait(running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
-                _, tried = running.pop(task)
+                _, remote = running.pop(task)
                 try:
                     return task.result()
                 except OSError as exc:
-                    failures.append((tried, exc))
+                    failures.append((remote, exc))
     finally:
         # Nothing is awaited here: a cancellation would lose the winner's socket.
         for task in running:
@@ -267,7 +285,7 @@ async def _race(
     _, first = failures[0]
     if len(failures) == 1:
         raise first
-    tried_all = ", ".join(f"{format_address(tried)}: {_reason(exc)}" for tried, exc in failures)
+    tried_all = ", ".join(f"{format_address(remote)}: {_reason(exc)}" for remote, exc in failures)
     raise OSError(first.errno, f"{first.strerror} (tried {tried_all})") from first
 
 

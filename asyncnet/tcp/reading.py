@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import operator
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final, Protocol, SupportsIndex
 
@@ -68,6 +69,8 @@ class StreamReader(asyncio.StreamReader):
     )
 
     def __init__(self, limit: int = LIMIT, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        if type(limit) is not int:
+            limit = _whole("limit", limit)
         if limit <= 0:
             raise ValueError("Limit cannot be <= 0")
         self._limit = limit
@@ -177,9 +180,12 @@ class StreamReader(asyncio.StreamReader):
             n: bytes at most; negative means everything until the peer ends its side.
 
         Raises:
+            TypeError: `n` is no integer.
             OSError: the connection is lost.
             RuntimeError: another task reads.
         """
+        if type(n) is not int:
+            n = _whole("n", n)
         if n > 0 and self._plain and not self._chunk and not self._buffer:
             if self.wakeup.callback is not None:
                 raise RuntimeError(_IN_USE)
@@ -204,11 +210,14 @@ class StreamReader(asyncio.StreamReader):
         """Return exactly `n` bytes.
 
         Raises:
+            TypeError: `n` is no integer.
             ValueError: `n` is negative.
             asyncio.IncompleteReadError: the peer ended its side before; `partial` has what came.
             OSError: the connection is lost.
             RuntimeError: another task reads.
         """
+        if type(n) is not int:
+            n = _whole("n", n)
         if n < 0:
             raise ValueError("readexactly size can not be less than zero")
         if self.failed is not None:
@@ -247,13 +256,14 @@ class StreamReader(asyncio.StreamReader):
             separator: at least one byte; of a tuple of them, the one that ends first counts.
 
         Raises:
-            ValueError: the separator, or one of them, is empty.
+            TypeError: the separator, or one of them, is not bytes.
+            ValueError: it is empty.
             asyncio.IncompleteReadError: the peer ended its side before; `partial` has what came.
             asyncio.LimitOverrunError: more bytes than the limit came before it; they can still be read.
             OSError: the connection is lost.
             RuntimeError: another task reads.
         """
-        separators: tuple[Buffer, ...] = separator if isinstance(separator, tuple) else (separator,)
+        separators: tuple[Buffer, ...] = (separator,) if type(separator) is bytes else _separators(separator)
         shortest = min(map(len, separators), default=0)
         if not shortest:
             raise ValueError("Separator should be at least one-byte string")
@@ -353,3 +363,18 @@ class StreamReader(asyncio.StreamReader):
         if self._interruption is not None:
             exc, self._interruption = self._interruption, None
             raise exc
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, not {value!r}") from None
+
+
+def _separators(separator: Any) -> tuple[Buffer, ...]:
+    separators: tuple[Any, ...] = separator if isinstance(separator, tuple) else (separator,)
+    for each in separators:
+        if not isinstance(each, Buffer):
+            raise TypeError(f"separator must be bytes, or a tuple of them, not {each!r}")
+    return separators

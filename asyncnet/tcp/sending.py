@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 from weakref import ref
 
@@ -79,6 +79,7 @@ class SendingTransport(asyncio.Transport):
         "_waiting",
         "clear",
         "closing",
+        "on_wait",
         "overflowed",
     )
 
@@ -103,6 +104,7 @@ class SendingTransport(asyncio.Transport):
         self._eof = False
         self.overflowed = False
         self._progressed = 0.0
+        self.on_wait: Callable[[], object] | None = None
 
     @abstractmethod
     def abort(self, exc: Exception | None = None) -> None:
@@ -235,6 +237,8 @@ class SendingTransport(asyncio.Transport):
             self._waiting = self._held = True
             self._progressed = self._loop.time()
             self._poller.add_writer(self._fd, self.flush)
+            if self.on_wait is not None:
+                self.on_wait()
         if self._paused:
             if queue.size <= self._low:
                 self._resume()

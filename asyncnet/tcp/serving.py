@@ -170,6 +170,8 @@ def _check_places(host: Any, port: Any, path: Any, fd: Any, sockets: Any, addres
     for name in [] if host is None or isinstance(host, str) else checked_sequence("host", host, "names"):
         if not isinstance(name, str):
             raise TypeError(f"host must be a name, or several, not {name!r}")
+    if host is not None and not isinstance(host, str) and not host:
+        raise ValueError("host is an empty list: leave it out for every address")
     if port is not None:
         check_port("port", port)
     if path is not None:

@@ -232,7 +232,9 @@ class StreamProtocol(asyncio.BufferedProtocol):
                 return
         if deadline in (Deadline.LIFETIME, Deadline.WRITE):
             self._error = exc
-            if self.transport is not None:
+            if isinstance(self.transport, SocketTransport):
+                self.transport.abort(exc)  # what waits for a file to be sent is told, too
+            elif self.transport is not None:
                 self.transport.abort()
         else:
             self.reader.interrupt(exc)

@@ -54,6 +54,7 @@ class SocketTransport(SendingTransport):
         closing: the connection is closed or about to be.
         clear: it is not, `write_eof` was not called, and the protocol was not asked to pause writing.
         overflowed: the connection was ended because the peer left `hard_limit` bytes unread.
+        on_wait: called when something, a file as well, begins to wait for the peer; `pause_writing` tells only of much.
     """
 
     __slots__ = ("_reading", "_receive", "peer")

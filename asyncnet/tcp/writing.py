@@ -59,8 +59,17 @@ class StreamWriter(asyncio.StreamWriter):
             self._protocol.clock.answered()
 
     def writelines(self, data: Iterable[Buffer]) -> None:
-        """Write the pieces as one."""
-        self.write(b"".join(data))
+        """Write the pieces as one.
+
+        Raises:
+            TypeError: `data` is no list of bytes.
+            RuntimeError: after `write_eof`.
+        """
+        try:
+            joined = b"".join(data)
+        except TypeError as exc:
+            raise TypeError(f"data must be a list of bytes: {exc}") from exc
+        self.write(joined)
 
     def write_eof(self) -> None:
         """Tell the peer, after what has been written, that nothing more comes; reading goes on.
@@ -146,12 +155,21 @@ class StreamWriter(asyncio.StreamWriter):
                     done.set_result(sent) if exc is None else done.set_exception(exc)
 
             self._transport.send_file(file.fileno(), offset, count, ended)
-            return await done
+            clock = self._protocol.clock
+            if clock is None:
+                return await done
+            clock.answered()
+            try:
+                return await done
+            finally:
+                clock.answered()  # what has come meanwhile is the next message, and the handler reads it only now
         sent = 0
         while sent < count:
             data = await asyncio.to_thread(os.pread, file.fileno(), min(_FILE_PART, count - sent), offset + sent)
             if not data:
                 break
+            if self._transport.is_closing():
+                raise self._reader.exception() or ConnectionResetError("the connection is closed")
             self.write(data)
             sent += len(data)
             await self.drain()

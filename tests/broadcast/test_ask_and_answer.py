@@ -48,6 +48,22 @@ async def test_a_question_is_asked_at_once_and_twice_more() -> None:
     assert heard[2] - begin >= 1.0
 
 
+async def test_answers_spread_over_the_window() -> None:
+    loop = asyncio.get_running_loop()
+    async with (
+        broadcast.answer(lambda data, addr: data, 0, max_rate=None) as answerer,
+        udp.bind("127.0.0.1", 0) as asker,
+    ):
+        begin = loop.time()
+        for number in range(30):
+            await asker.send(encode(Question(number.to_bytes(8), 0, 0.5, b"")), ("127.0.0.1", answerer.address[1]))
+        times = []
+        for _ in range(30):
+            await asker.recv()
+            times.append(loop.time() - begin)
+    assert times[-1] - times[0] > 0.25  # by chance once in a hundred million
+
+
 async def test_a_handler_may_be_async_and_may_say_nothing() -> None:
     async def handler(data: bytes, addr: Address) -> bytes | None:
         await asyncio.sleep(0)

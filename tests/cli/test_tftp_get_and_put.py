@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from asyncnet.cli.common import progress_bars
-from asyncnet.tftp import Server, serve
+from asyncnet.tftp import Request, Server, serve
 
 FILES = {f"file{number}": random.Random(number).randbytes(50_000 * number) for number in range(1, 7)}
 
@@ -59,6 +59,33 @@ async def test_several_files_at_once_into_a_directory(server: Server, tmp_path: 
     assert done.returncode == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == FILES
     assert done.stderr.decode().count("0 retransmitted") == len(FILES)
+
+
+async def test_as_many_files_at_once_as_are_asked_for(tmp_path: Path) -> None:
+    """Nothing is answered before two requests are there, and a third comes when one of them has ended."""
+
+    class Together:
+        def __init__(self) -> None:
+            self.asked = 0
+            self.most = 0
+            self.both = asyncio.Event()
+
+        async def open_read(self, request: Request) -> bytes:
+            self.asked += 1
+            self.most = max(self.most, self.asked)
+            if self.asked == 2:
+                self.both.set()
+            await self.both.wait()
+            self.asked -= 1
+            return b"content"
+
+        open_write: Any = None
+
+    storage = Together()
+    async with serve(storage, "127.0.0.1", 0) as server:
+        done = await run("get", "--parallel", "2", *(url(server, name) for name in "abcd"), tmp_path)
+    assert done.returncode == 0
+    assert storage.most == 2
 
 
 async def test_an_error_of_one_file_does_not_stop_the_others(server: Server, tmp_path: Path) -> None:

@@ -218,6 +218,26 @@ def test_there_are_descriptors_for_as_many_transfers_as_are_allowed(root: Path) 
     assert int(found[1]) >= 600
 
 
+async def test_sigterm_lets_a_running_transfer_end(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(CONTENT)
+    with serving(tmp_path, "--bind", "127.0.0.1:0") as served, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        sock.sendto(b"\0\1file\0octet\0", ("127.0.0.1", served.ports[0]))
+        data, peer = sock.recvfrom(1000)
+        served.process.send_signal(signal.SIGTERM)
+        content = b""
+        while True:
+            content += data[4:]
+            sock.sendto(b"\0\4" + data[2:4], peer)
+            if len(data) < 516:
+                break
+            last = data
+            while data == last:
+                data = sock.recv(1000)
+        assert content == CONTENT
+        assert served.process.wait(15) == 0
+
+
 def test_a_second_signal_ends_the_grace(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(CONTENT)
     with serving(tmp_path, "--bind", "127.0.0.1:0") as served:

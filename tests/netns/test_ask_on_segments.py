@@ -90,6 +90,20 @@ def test_three_hosts_on_one_segment_and_one_on_the_other_answer_a_host_with_two_
     assert not {"broken", "bare"} & {way[0] for way in counts["ways"]}
 
 
+def test_hosts_of_another_subnet_hear_the_limited_broadcast_of_every_card(network: Lan) -> None:
+    """A directed broadcast is none for them: only 255.255.255.255 reaches them, by each card."""
+    asker = network.host()
+    for number in (1, 2):
+        network.segment(f"segment{number}")
+        network.plug(asker, f"card{number}", f"segment{number}", f"10.{number}.0.1/24")
+        asker.run("ip", "route", "add", f"10.9.{number}.0/24", "dev", f"card{number}")
+        other = network.host(f"segment{number}", f"10.9.{number}.2/24")
+        other.run("ip", "route", "add", f"10.{number}.0.1/32", "dev", "card1")
+        answerers(network, **{f"other{number}": other})
+    replies, _ = ask(asker, limit=2, timeout=5)
+    assert found(replies) == {("other1", "10.9.1.2", "card1"), ("other2", "10.9.2.2", "card2")}
+
+
 def test_an_answer_leaves_by_the_card_that_the_question_came_by(network: Lan) -> None:
     network.segment("one")
     network.segment("two")

@@ -106,6 +106,23 @@ def browse(network: Lan, host: Host, *words: str) -> Program:
     return network.asyncnet(host, "browse", "printer", "--json", *words, ready=False)
 
 
+@pytest.mark.parametrize("words", [("--ipv6",), ("--group", "239.255.77.88"), ("--group", "ff02::7788")])
+def test_presence_over_ipv6_and_in_a_group(network: Lan, words: tuple[str, ...]) -> None:
+    """None of the hosts has an IPv4 broadcast address: there is no other way."""
+    network.segment("one")
+    hosts = [network.host("one") for _ in range(2)]
+    for number, host in enumerate(hosts, 1):
+        host.run("ip", "address", "add", f"fe80::{number}/64", "dev", "card1", "nodad")
+        host.run("ip", "address", "add", f"10.1.0.{number}/32", "dev", "card1")
+        host.run("ip", "route", "add", "10.1.0.0/24", "dev", "card1")
+    browser = browse(network, hosts[1], *words)
+    announcer = network.asyncnet(hosts[0], "announce", "printer", "631", "--interval", "0.3", *words)
+    event = browser.event(5, event="joined")
+    assert event["host"].partition("%")[0] == ("10.1.0.1" if words[-1].startswith("239") else "fe80::1")
+    announcer.stop()
+    assert browser.event(5, event="left")["reason"] == "goodbye"
+
+
 def test_restart_goodbye_and_what_goes_with_a_name(network: Lan) -> None:
     network.segment("one")
     here, there = network.host("one", "10.1.0.1/24"), network.host("one", "10.1.0.2/24")

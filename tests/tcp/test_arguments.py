@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import math
 import signal
 import socket
 import ssl
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from asyncnet import tcp
 from tests.tcp.clients import client, echo, exchange
+from tests.tcp.pairs import pair
 
 TIMEOUTS = ("first_byte_timeout", "message_timeout", "idle_timeout", "write_timeout", "lifetime_timeout")
 SECONDS = (*TIMEOUTS, "keepalive", "user_timeout", "handshake_timeout")
@@ -34,7 +37,7 @@ SERVE: list[tuple[str, Any]] = [
     ("user_timeout", 3_000_000),
     *(("grace", value) for value in (-1, math.nan, math.inf, "5", None)),
     *(("port", value) for value in (-1, 65536, "80", 1.0, True)),
-    *(("host", value) for value in (5, [5], b"127.0.0.1", ["127.0.0.1", None])),
+    *(("host", value) for value in (5, [5], b"127.0.0.1", ["127.0.0.1", None], [])),
     *(("when_full", value) for value in ("refuse", None, 1)),
     *(("ssl", value) for value in (True, "certificate.pem", ssl.SSLContext)),
     *(("proxy_from", value) for value in (["10.0.0"], ["nowhere"], [5], "10.0.0.0/8", 5)),
@@ -108,6 +111,52 @@ async def test_a_wrong_argument_of_start_tls_is_named_and_the_connection_goes_on
             with pytest.raises(ValueError, match=name):
                 await writer.start_tls(context, server_hostname="localhost", **{name: 0})
         assert await exchange(stream, b"in the clear") == b"in the clear"
+
+
+READS: list[tuple[str, Callable[[Any], Coroutine[Any, Any, object]]]] = [
+    ("n", lambda reader: reader.read("5")),
+    ("n", lambda reader: reader.read(5.5)),
+    ("n", lambda reader: reader.read(None)),
+    ("n", lambda reader: reader.readexactly("5")),
+    ("n", lambda reader: reader.readexactly(1.5)),
+    ("separator", lambda reader: reader.readuntil(5)),
+    ("separator", lambda reader: reader.readuntil("\n")),
+    ("separator", lambda reader: reader.readuntil((b"\n", "\n"))),
+    ("separator", lambda reader: reader.readuntil(None)),
+]
+
+
+@pytest.mark.parametrize("arrived", [b"", b"line\n"])
+@pytest.mark.parametrize(("name", "read"), READS)
+async def test_a_wrong_argument_of_a_read_is_named_and_nothing_is_lost(
+    name: str, read: Callable[[Any], Coroutine[Any, Any, object]], arrived: bytes
+) -> None:
+    reader = tcp.StreamReader()
+    reader.feed_data(arrived)
+    async with asyncio.timeout(5):  # it does not wait for data before it looks
+        with pytest.raises(TypeError, match=f"^{name} must be"):
+            await read(reader)
+    if not arrived:
+        reader.feed_data(b"line\n")
+    assert await reader.readline() == b"line\n"
+
+
+@pytest.mark.parametrize("value", ["5", 1.5, None])
+async def test_a_wrong_limit_of_a_reader_is_named(value: Any) -> None:
+    with pytest.raises(TypeError, match=r"^limit must be"):
+        tcp.StreamReader(limit=value)
+
+
+@pytest.mark.parametrize("value", [5, None, [1], "text", ["text"]])
+async def test_a_wrong_argument_of_writelines_is_named_and_nothing_is_sent(value: Any) -> None:
+    async with pair() as (_, writer, far):
+        with pytest.raises(TypeError, match=r"^data must be"):
+            writer.writelines(value)
+        with pytest.raises(TypeError, match=r"^data: "):
+            writer.write(5)  # type: ignore[arg-type]
+        writer.writelines([b"o", bytearray(b"k")])
+        await asyncio.sleep(0)
+        assert far.recv(100) == b"ok"
 
 
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "5", True])

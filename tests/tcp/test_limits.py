@@ -96,3 +96,23 @@ async def test_a_crowd_at_the_door_is_taken_in_over_several_turns_of_the_loop() 
             for sock in crowd:
                 sock.close()
     assert max(steps) <= 64
+
+
+async def test_crowds_at_several_doors_are_one_crowd() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with tcp.serve(handler, addresses=[("127.0.0.1", 0)] * 9, grace=0) as server:
+        places = [address[:2] for address in server.addresses if isinstance(address, tuple)]
+        crowd = [socket.create_connection(place) for place in places for _ in range(25)]
+        try:
+            steps: list[int] = []
+            while sum(steps) < len(crowd):
+                before = server.stats.accepted
+                await asyncio.sleep(0)
+                steps.append(server.stats.accepted - before)
+        finally:
+            for sock in crowd:
+                sock.close()
+    assert len(crowd) == 225
+    assert max(steps) <= 64

@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -165,6 +166,35 @@ async def test_nothing_stays_open_when_one_place_cannot_be_used(path: str) -> No
             await tcp.serve(echo, path=path, addresses=[taken.getsockname()])
     async with tcp.serve(echo, path=path):  # nobody listens on it any more
         await check(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux keeps one more than the backlog waiting")
+@pytest.mark.parametrize("kind", [socket.AF_INET, socket.AF_UNIX])
+async def test_no_more_wait_than_the_backlog_holds(kind: socket.AddressFamily, path: str) -> None:
+    places: dict[str, Any] = {"path": path} if kind == socket.AF_UNIX else {"host": "127.0.0.1", "port": 0}
+    async with tcp.serve(echo, **places, backlog=3, max_connections=1, grace=0) as server:
+        socks = [socket.socket(kind) for _ in range(12)]
+        try:
+            for sock in socks:
+                sock.setblocking(False)
+            socks[0].connect_ex(server.address)
+            await until(lambda: server.stats.active == 1)
+            for sock in socks[1:]:
+                sock.connect_ex(server.address)
+            await until(lambda: sum(map(_is_connected, socks)) >= 5)
+            assert sum(map(_is_connected, socks)) == 5  # the one that is served, and four that wait
+            assert server.stats.accepted == 1
+        finally:
+            for sock in socks:
+                sock.close()
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="needs SO_REUSEPORT")

@@ -7,13 +7,17 @@ import errno
 import io
 import os
 import random
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.tcp.pairs import pair
+from asyncnet import tcp
+from tests.tcp.certificates import make_certificate
+from tests.tcp.clients import Reader, client, until
+from tests.tcp.pairs import CountingSocket, pair
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs sendfile")
 
@@ -47,6 +51,65 @@ async def test_a_file_leaves_between_what_is_written_before_and_after(tmp_path: 
         async with asyncio.timeout(10):
             await receiver
         assert got == b"<" + data + b"|" + data[-10:] + b">"
+
+
+async def test_the_kernel_reads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes leave by sendfile alone, and never come into this process."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(3_000_000))
+    real, sent, written = os.sendfile, 0, []
+
+    def sendfile(*arguments: Any) -> int:
+        nonlocal sent
+        count = real(*arguments)
+        sent += count
+        return count
+
+    def send(self: CountingSocket, data: bytes) -> int:
+        written.append(bytes(data))
+        return socket.socket.send(self, data)
+
+    monkeypatch.setattr("asyncnet.tcp.sendqueue.os.sendfile", sendfile)
+    monkeypatch.setattr(CountingSocket, "send", send)
+    async with pair() as (_, writer, far):
+        with path.open("rb") as file:
+            sending = asyncio.create_task(writer.send_file(file))
+            writer.write(b"head")
+            got, loop = 0, asyncio.get_running_loop()
+            async with asyncio.timeout(10):
+                while got < 3_000_004:
+                    got += len(await loop.sock_recv(far, 1 << 20))
+                assert await sending == 3_000_000
+    assert sent == 3_000_000
+    assert written == [b"head"]
+
+
+async def test_a_file_over_tls_is_whole_and_refused_after_the_end(tmp_path: Path) -> None:
+    certificate = make_certificate(tmp_path)
+    data = random.Random(3).randbytes(2_000_000)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    done: list[int] = []
+
+    async def send(reader: Reader, writer: tcp.StreamWriter) -> None:
+        with path.open("rb") as file:
+            writer.write(b"<")
+            done.append(await writer.send_file(file))
+            done.append(await writer.send_file(file, 1_999_990, 100))
+            writer.write(b">")
+            writer.close()
+            for _ in range(2):
+                with pytest.raises(ConnectionResetError, match="closed"):
+                    await writer.send_file(file)
+            done.append(0)
+
+    async with tcp.serve(send, "127.0.0.1", 0, ssl=certificate.server_context()) as server:
+        async with client(server, ssl=certificate.client_context()) as (reader, _):
+            async with asyncio.timeout(10):
+                assert await reader.read() == b"<" + data + data[-10:] + b">"
+        await until(lambda: server.stats.active == 0)
+        assert server.stats.completed == 1
+    assert done == [2_000_000, 10, 0]
 
 
 async def test_a_cancelled_file_leaves_no_gap(tmp_path: Path) -> None:

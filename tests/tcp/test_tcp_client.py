@@ -106,9 +106,25 @@ async def test_a_refused_connection_names_the_address_and_a_way_out(refused: tup
 
 async def test_a_connection_without_an_answer_ends_with_the_timeout() -> None:
     with silent_listener() as (host, port):
-        with pytest.raises(TimeoutError, match=f"cannot connect TCP to {host}:{port}: .* 0.05 seconds") as caught:
+        with pytest.raises(TimeoutError, match=rf"cannot connect TCP to {host}:{port}: .* 0\.05 seconds$") as caught:
             await tcp.connect(host, port, timeout=0.05)
         assert caught.value.errno == errno.ETIMEDOUT
+
+
+async def test_a_timeout_names_the_addresses_that_were_tried(
+    refused: tuple[str, int], resolve_to: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncnet.tcp.client.ATTEMPT_DELAY", 0.001)
+    with silent_listener() as first, silent_listener() as second:
+        resolve_to(first, refused, second)
+        with pytest.raises(TimeoutError, match=r"cannot connect TCP to name\.test:80: ") as caught:
+            await tcp.connect("name.test", 80, timeout=0.5)
+        tried = ", ".join(f"{host}:{port}" for host, port in (first, refused, second))
+        assert str(caught.value).endswith(f"no answer within 0.5 seconds (tried {tried})")
+        monkeypatch.setattr("asyncnet.tcp.client.ATTEMPT_DELAY", 60.0)
+        with pytest.raises(TimeoutError) as caught:
+            await tcp.connect("name.test", 80, timeout=0.05)
+        assert str(caught.value).endswith(f" seconds (tried {first[0]}:{first[1]})")
 
 
 async def test_a_cancelled_connection_leaves_nothing() -> None:

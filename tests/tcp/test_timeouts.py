@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,6 +125,97 @@ async def test_a_peer_that_takes_nothing_is_cut_off(log: pytest.LogCaptureFixtur
         assert server.stats.write_timeouts == server.stats.aborted == 1
         assert seen == [TimeoutError]
     assert_silent(log)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs sendfile")
+async def test_a_peer_that_takes_nothing_of_a_file_is_cut_off(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.truncate(50_000_000)
+    seen: list[OSError] = []
+
+    async def send(reader: Reader, writer: tcp.StreamWriter) -> None:
+        with path.open("rb") as file:
+            try:
+                await writer.send_file(file)
+            except OSError as exc:
+                seen.append(exc)
+                raise
+
+    async with tcp.serve(send, "127.0.0.1", 0, write_timeout=SHORT) as server:
+        with raw_client(server):
+            await until(lambda: server.stats.active == 0 and server.stats.accepted == 1)
+        assert server.stats.write_timeouts == server.stats.aborted == 1
+        assert [type(exc) for exc in seen] == [TimeoutError]
+        assert "took none of the bytes" in str(seen[0])
+    assert_silent(log)
+
+
+async def test_a_few_unsent_bytes_count_though_a_read_has_begun_to_wait_before_them() -> None:
+    unsent: list[int] = []
+
+    async def answer(reader: Reader, writer: Writer) -> None:
+        reading = asyncio.create_task(reader.read(1))
+        await asyncio.sleep(0)
+        while not writer.transport.get_write_buffer_size():
+            writer.write(bytes(16384))
+            await asyncio.sleep(0)
+        unsent.append(writer.transport.get_write_buffer_size())
+        await reading
+
+    async with tcp.serve(answer, "127.0.0.1", 0, write_timeout=SHORT) as server:
+        with raw_client(server):
+            await until(lambda: server.stats.active == 0 and server.stats.accepted == 1)
+        assert server.stats.write_timeouts == 1
+    assert unsent[0] <= 16384
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs sendfile")
+async def test_a_file_is_an_answer(tmp_path: Path) -> None:
+    """The time until the next request does not belong to the message that the file has answered."""
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+
+    async def answer(reader: Reader, writer: tcp.StreamWriter) -> None:
+        with path.open("rb") as file:
+            while await reader.readline():
+                await writer.send_file(file)
+
+    async with tcp.serve(answer, "127.0.0.1", 0, message_timeout=0.1) as server:
+        async with client(server) as (reader, writer):
+            loop = asyncio.get_running_loop()
+            begin = loop.time()
+            while loop.time() < begin + 0.3:
+                writer.write(b"request\n")
+                assert await reader.readexactly(7) == b"content"
+                await asyncio.sleep(0.01)
+            writer.write(b"unfinished")
+            assert await ends(reader)
+        await until(lambda: server.stats.active == 0)
+        assert server.stats.message_timeouts == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs sendfile")
+async def test_a_request_that_comes_while_a_file_leaves_has_its_time_after_it(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        file.truncate(20_000_000)
+
+    async def answer(reader: Reader, writer: tcp.StreamWriter) -> None:
+        with path.open("rb") as file:
+            while await reader.readline():
+                await writer.send_file(file)
+
+    async with tcp.serve(answer, "127.0.0.1", 0, message_timeout=0.5) as server:
+        async with client(server, limit=4096) as (reader, writer):
+            writer.write(b"first\n")
+            await reader.readexactly(1)
+            writer.write(b"sec")
+            await asyncio.sleep(0.6)  # as slow as it likes: the file is the server's turn
+            await reader.readexactly(20_000_000 - 1)
+            writer.write(b"ond\n")
+            await reader.readexactly(20_000_000)
+        assert server.stats.message_timeouts == 0
 
 
 async def test_a_slow_reader_is_not_cut_off_while_it_takes_some() -> None:

@@ -513,7 +513,7 @@ async def test_the_reason_of_a_storage_fits_into_an_error() -> None:
 async def test_the_timeout_that_a_client_names_is_the_longest_wait(root: Path, request_packet: Any) -> None:
     timing = Timing(initial=30.0, cap=30.0)
     async with serve(root, "127.0.0.1", 0, write="create", timing=timing) as server, client_socket() as sock:
-        answer, peer = await answer_to(
+        answer, _ = await answer_to(
             sock,
             request_packet("new" if request_packet is WriteRequest else "file", "octet", (("timeout", "1"),)),
             server.address,
