@@ -105,13 +105,22 @@ class Sockets:
     def resize(self, seats: int) -> None:
         """Open the UDP sockets of further seats, and close those of seats that are no more.
 
+        The first seat's socket is bound alone, so a port that another program has is an error, shared or not. It
+        shares the port when there is a second seat, not before.
+
         Raises:
-            OSError: the system has no room for another socket.
+            OSError: the system has no room for another socket, or does not spread datagrams over them.
         """
         if not self.seats:
             return
+        if seats > 1 and sys.platform != "linux":
+            raise OSError(
+                "this system does not spread datagrams over the sockets of a port (only Linux does): run one worker"
+            )
         while len(self.seats) < seats:
-            self.seats.append([_open_udp(sock.family, sock.getsockname(), share=True) for sock in self.seats[0]])
+            for sock in self.seats[0]:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self.seats.append([_open_beside(sock) for sock in self.seats[0]])
         while len(self.seats) > max(seats, 1):
             for sock in self.seats.pop():
                 sock.close()
@@ -153,13 +162,7 @@ def open_sockets(
                 opened = _open_tcp(bind.address, backlog, reuse_port)
                 (sockets.places if reuse_port else sockets.shared).extend(opened)
             elif bind.kind is Kind.UDP:
-                each = udp is Sharing.EACH and workers > 1
-                if each and sys.platform != "linux":
-                    raise OSError(
-                        "this system does not spread datagrams over the sockets of a port (only Linux does): "
-                        "run one worker"
-                    )
-                opened = _open_udp_places(bind, share=each, broadcast=broadcast)
+                opened = _open_places(_resolve(bind, "bind UDP"), partial(_open_udp, broadcast=broadcast))
                 if udp is Sharing.EACH:
                     sockets.seats = sockets.seats or [[]]
                     sockets.seats[0].extend(opened)
@@ -211,15 +214,8 @@ def _open_tcp(address: tuple[str, int], backlog: int, reuse_port: bool) -> list[
         return open_listeners(places, backlog, SocketOptions())
     if not hasattr(socket, "SO_REUSEPORT"):
         raise OSError("this system has no SO_REUSEPORT: leave reuse_port out, and workers share one listener")
-    _check_free(socket.SOCK_STREAM, places)
+    _check_free(places)
     return _open_places(places, _bind_place)
-
-
-def _open_udp_places(bind: Bind, *, share: bool, broadcast: bool) -> list[socket.socket]:
-    places = _resolve(bind, "bind UDP")
-    if share:
-        _check_free(socket.SOCK_DGRAM, places)
-    return _open_places(places, partial(_open_udp, share=share, broadcast=broadcast))
 
 
 def _open_places(places: Sequence[tuple[int, Any]], open_: Callable[[int, Any], socket.socket]) -> list[socket.socket]:
@@ -239,21 +235,20 @@ def _open_places(places: Sequence[tuple[int, Any]], open_: Callable[[int, Any], 
     return found
 
 
-def _check_free(kind: socket.SocketKind, places: Sequence[tuple[int, Any]]) -> None:
+def _check_free(places: Sequence[tuple[int, Any]]) -> None:
     """Another program that shares ports too would silently get half of the clients: see that there is none."""
     for family, address in places:
         if not address[1]:
             continue
         try:
-            with socket.socket(family, kind) as probe:
-                if kind == socket.SOCK_STREAM:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 if family == socket.AF_INET6:
                     probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 probe.bind(address)
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE:
-                raise explain(exc, f"bind {'TCP' if kind == socket.SOCK_STREAM else 'UDP'}", address) from exc
+                raise explain(exc, "bind TCP", address) from exc
 
 
 def _bind_place(family: int, address: Any) -> socket.socket:
@@ -271,7 +266,13 @@ def _bind_place(family: int, address: Any) -> socket.socket:
     return sock
 
 
-def _open_udp(family: int, address: Any, *, share: bool, broadcast: bool = False) -> socket.socket:
+def _open_beside(sock: socket.socket) -> socket.socket:
+    """Open another UDP socket on the port of one that shares it."""
+    broadcast = bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST))
+    return _open_udp(sock.family, sock.getsockname(), share=True, broadcast=broadcast)
+
+
+def _open_udp(family: int, address: Any, *, share: bool = False, broadcast: bool = False) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_DGRAM)
     try:
         sock.setblocking(False)

@@ -29,7 +29,17 @@ from asyncnet.workers.board import Board, Row
 from asyncnet.workers.fleet import BOOT_FAILED
 from asyncnet.workers.handover import Inbox, Steerable, take_over
 
-__all__ = ["DUMP_SIGNAL", "Main", "Worker", "become_worker", "die_with_parent", "do_nothing", "live", "load"]
+__all__ = [
+    "DUMP_SIGNAL",
+    "Main",
+    "Worker",
+    "become_worker",
+    "die_with_parent",
+    "do_nothing",
+    "live",
+    "load",
+    "send_signal",
+]
 
 logger = logging.getLogger("asyncnet.workers")
 
@@ -231,6 +241,14 @@ def die_with_parent(parent: int) -> None:
 
 def do_nothing(number: int, frame: Any) -> None:
     """Let a signal be heard through a socket alone, or not at all."""
+
+
+def send_signal(pid: int, number: int) -> None:
+    """Send a signal to a child that is not reaped yet: its number cannot belong to another process."""
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
 
 
 def become_worker(

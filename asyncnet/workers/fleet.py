@@ -50,6 +50,15 @@ __all__ = [
 ]
 
 
+@attrs.define
+class _Rest:
+    """How long a seat stays empty after a death."""
+
+    deaths: int = 0
+    """In a row, each soon after the start."""
+    until: float = 0.0
+
+
 @attrs.define(eq=False)
 class Fleet:
     """All workers of a master.
@@ -78,10 +87,11 @@ class Fleet:
     started: int = 0
     reloads: int = 0
     failed_reloads: int = 0
+    guests: int = 0
+    """Processes of the master that are no workers; each takes the room of one."""
     _reload_again: bool = False
-    _failures: int = 0  # deaths in a row that came soon
     _boot_failures: int = 0
-    _spawn_at: float = 0.0
+    _rests: dict[int, _Rest] = attrs.field(factory=dict)  # by seat: one that fails again and again delays no other
 
     # What the master reports.
 
@@ -92,11 +102,11 @@ class Fleet:
         self.members[pid] = member
         return member
 
-    def spawn_failed(self, reason: str, now: float) -> None:
+    def spawn_failed(self, reason: str, seat: int, now: float) -> None:
         """The system would not fork."""
         self.last_error = reason
         self._boot_failures += 1
-        self._back_off(now)
+        self._back_off(seat, now)
         self._check_breaker()
 
     def adopt(self, members: Iterable[Member], settled: int, newest: int) -> None:
@@ -143,9 +153,8 @@ class Fleet:
             self._boot_failed(member, status, now, error or member.failed_start)
         elif member.state is State.READY:
             self.crashes += status != 0
-            if now - member.ready_at >= STEADY:
-                self._failures = 0
-            self._back_off(now)
+            self._forgive(member, now)
+            self._back_off(member.seat, now)
         return member
 
     # What people ask for.
@@ -159,8 +168,8 @@ class Fleet:
             return
         self.newest += 1
         self.generation = self.newest
-        self._failures = self._boot_failures = 0
-        self._spawn_at = 0.0
+        self._boot_failures = 0
+        self._rests.clear()
 
     def resize(self, by: int) -> None:
         """Want more workers, or fewer; at least one, and not more than `MAX_WORKERS`."""
@@ -198,6 +207,11 @@ class Fleet:
         return sum(member.is_serving for member in self.members.values())
 
     @property
+    def room(self) -> int:
+        """How many further processes there may be."""
+        return 2 * self.size - len(self.members) - self.guests
+
+    @property
     def is_whole(self) -> bool:
         """Whether every seat is served by the generation that should, and no reload waits."""
         current = [member for member in self._current() if member.is_serving]
@@ -231,10 +245,10 @@ class Fleet:
         """When all seats are served by the new, drain the old."""
         self._make_room(now, actions)
         current = self._current()
+        for member in current:
+            self._forgive(member, now)
         if sum(member.is_serving for member in current) < self.size:
             return
-        if any(now - member.ready_at >= STEADY for member in current):
-            self._failures = 0
         if self.generation != self.settled:
             self.reloads += self.settled > 0
             self.settled = self.generation
@@ -256,10 +270,9 @@ class Fleet:
                 self._retire(member, now, actions)
 
     def _fill(self, now: float, actions: list[Action]) -> None:
-        if now < self._spawn_at:
-            return
         taken = {member.seat for member in self._current()}
-        room = 2 * self.size - len(self.members)
+        taken |= {seat for seat, rest in self._rests.items() if now < rest.until}
+        room = self.room
         for seat in range(self.size):
             if seat not in taken and room > 0:
                 room -= 1
@@ -322,8 +335,8 @@ class Fleet:
         if self.limits.heartbeat is not None:
             step = min(step, self.limits.heartbeat / 20)
         times = [now + step, now + self.limits.boot / 20]
-        if self.phase is Phase.RUNNING and self._spawn_at > now:
-            times.append(self._spawn_at)
+        if self.phase is Phase.RUNNING:
+            times += [rest.until for rest in self._rests.values() if rest.until > now]
         times += [m.deadline for m in self.members.values() if m.state is State.DRAINING]
         return max(min(times), now + 0.01)
 
@@ -335,7 +348,7 @@ class Fleet:
         if member.generation != self.generation:
             return
         self._boot_failures += 1
-        self._back_off(now)
+        self._back_off(member.seat, now)
         is_reload = 0 < self.settled != self.generation
         hopeless = status == BOOT_FAILED or self._boot_failures >= self.limits.breaker
         if is_reload and self.serving and hopeless:
@@ -350,8 +363,8 @@ class Fleet:
         self.failed_reloads += 1
         self.generation = self.settled
         self._reload_again = False
-        self._boot_failures = self._failures = 0
-        self._spawn_at = 0.0
+        self._boot_failures = 0
+        self._rests.clear()
 
     def _check_breaker(self) -> None:
         if self._boot_failures >= self.limits.breaker and not self.serving:
@@ -362,10 +375,16 @@ class Fleet:
             self.failure = reason
         self.phase = Phase.STOPPING
 
-    def _back_off(self, now: float) -> None:
+    def _back_off(self, seat: int, now: float) -> None:
         first, longest = self.limits.backoff
-        self._spawn_at = max(self._spawn_at, now + min(first * 2.0 ** min(self._failures, 30), longest))
-        self._failures += 1
+        rest = self._rests.setdefault(seat, _Rest())
+        rest.until = max(rest.until, now + min(first * 2.0 ** min(rest.deaths, 30), longest))
+        rest.deaths += 1
+
+    def _forgive(self, member: Member, now: float) -> None:
+        """Forget the deaths in the seat of a worker that has served for a while."""
+        if member.is_serving and now - member.ready_at >= STEADY:
+            self._rests.pop(member.seat, None)
 
 
 def _how(status: int) -> str:

@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from enum import IntEnum
@@ -82,9 +83,14 @@ class Inbox:
         board: says who serves the seat.
         seat: of this worker.
         secret: of all workers of the master.
+
+    Raises:
+        OSError: this system has no abstract names of Unix sockets.
     """
 
     def __init__(self, listeners: Sequence[Steerable], board: Board, seat: int, secret: bytes) -> None:
+        if sys.platform != "linux":  # where a socket could be found only by a path that somebody must remove
+            raise OSError("a single port by workers needs Linux: give each transfer its own port, or leave workers out")
         self._pid = os.getpid()
         self._listeners = listeners
         self._board = board

@@ -25,18 +25,19 @@ from asyncnet.workers import fleet as fleets
 from asyncnet.workers.admin import Admin
 from asyncnet.workers.binding import Sockets, open_own_listeners
 from asyncnet.workers.board import Board
-from asyncnet.workers.child import DUMP_SIGNAL, Main, Worker, become_worker, do_nothing
+from asyncnet.workers.child import DUMP_SIGNAL, Main, Worker, become_worker, do_nothing, send_signal
 from asyncnet.workers.fleet import Drain, Dump, Fleet, Hurry, Kill, Member, Phase, Spawn, State
 from asyncnet.workers.line import Line
 from asyncnet.workers.pidfile import PidFile
 from asyncnet.workers.recycling import Recycle, Recycler
 from asyncnet.workers.report import Report
 
-__all__ = ["Master", "Other", "Plan"]
+__all__ = ["SIGNALS", "Master", "Other", "Plan"]
 
 logger = logging.getLogger("asyncnet.workers")
 
-_SIGNALS: Final = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR2", "SIGCHLD")
+SIGNALS: Final = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR2", "SIGCHLD")
+"""What a master handles; they stay blocked until it can."""
 
 
 @attrs.frozen
@@ -116,6 +117,7 @@ class Master:
         self._handlers: dict[int, Any] = {}
         self.announced = False
         self._told: tuple[object, ...] = ()
+        self._renewal_waits = False
 
     # The loop.
 
@@ -145,6 +147,7 @@ class Master:
             if row is not None:
                 self.fleet.heard(pid, row.beat)
         self._recycle(now)
+        self._renew_when_there_is_room()
         actions = self.fleet.decide(now)
         if self.fleet.generation == self.fleet.settled:
             self._write_owners()
@@ -167,7 +170,7 @@ class Master:
         for end in (self._wakeup, self._wakeup_end):
             end.setblocking(False)
         signal.set_wakeup_fd(self._wakeup_end.fileno(), warn_on_full_buffer=False)
-        for name in _SIGNALS:
+        for name in SIGNALS:
             number = getattr(signal, name)
             self._handlers[number] = signal.signal(number, do_nothing)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._handlers)
@@ -195,12 +198,12 @@ class Master:
     def _end_late_children(self, now: float) -> None:
         for pid, other in self.others.items():
             if now >= other.deadline or self.fleet.phase is not Phase.RUNNING:
-                _send_signal(pid, signal.SIGKILL)
+                send_signal(pid, signal.SIGKILL)
 
     def _finish(self) -> None:
         """Kill and reap every worker; called when the master itself has failed."""
         for pid in [*self.fleet.members, *self.others]:
-            _send_signal(pid, signal.SIGKILL)
+            send_signal(pid, signal.SIGKILL)
             try:
                 os.waitpid(pid, 0)
             except ChildProcessError:
@@ -241,7 +244,17 @@ class Master:
         elif number in (signal.SIGTTIN, signal.SIGTTOU):
             self._resize(1 if number == signal.SIGTTIN else -1)
         elif number == signal.SIGUSR2 and fleet.phase is Phase.RUNNING:
+            self._renewal_waits = True
+            if fleet.room <= 0:
+                logger.info("the new program is tried when there is room for another process")
+
+    def _renew_when_there_is_room(self) -> None:
+        """The trial of a new program is one process more: a reload may have taken its room, and must leave it then."""
+        self.fleet.guests = len(self.others)
+        if self._renewal_waits and self.fleet.phase is Phase.RUNNING and self.fleet.room > 0:
+            self._renewal_waits = False
             self._renew(self)
+            self.fleet.guests = len(self.others)
 
     def _resize(self, by: int) -> None:
         fleet = self.fleet
@@ -264,15 +277,15 @@ class Master:
             self._spawn(action)
         elif isinstance(action, Drain | Hurry):
             self._write_successor(action.pid)
-            _send_signal(action.pid, signal.SIGTERM)
+            send_signal(action.pid, signal.SIGTERM)
         elif isinstance(action, Dump):
             logger.error("worker %d: %s; its stacks follow", action.pid, action.reason)
             if DUMP_SIGNAL is not None:
-                _send_signal(action.pid, DUMP_SIGNAL)
+                send_signal(action.pid, DUMP_SIGNAL)
         elif isinstance(action, Kill):
             if action.reason:
                 logger.error("worker %d: %s; it is killed", action.pid, action.reason)
-            _send_signal(action.pid, signal.SIGKILL)
+            send_signal(action.pid, signal.SIGKILL)
 
     def _write_owners(self) -> None:
         """Say who has the seats now, for those who hand over."""
@@ -307,7 +320,7 @@ class Master:
                 self._become_worker(action, there, row.number, predecessor, parent, before)
         except OSError as exc:
             here.close()
-            self.fleet.spawn_failed(f"cannot fork: {exc.strerror}", time.monotonic())
+            self.fleet.spawn_failed(f"cannot fork: {exc.strerror}", action.seat, time.monotonic())
             logger.error("cannot fork: %s", exc.strerror)
             return
         finally:
@@ -346,7 +359,7 @@ class Master:
                 parent=parent,
             )
 
-        signals = [getattr(signal, name) for name in _SIGNALS]
+        signals = [getattr(signal, name) for name in SIGNALS]
         become_worker(made, self.plan.main, self.plan.loop, control=control, parent=parent, signals=signals)
 
     def _leave_master(self, seat: int) -> list[socket.socket]:
@@ -433,11 +446,3 @@ class Master:
         """Return the state of all workers, with the memory that each takes or without."""
         now, gauges = time.monotonic(), self.plan.gauges
         return Report.of(self.fleet, self.board, self.retired, gauges, self.addresses, now, memory=memory)
-
-
-def _send_signal(pid: int, number: int) -> None:
-    """Send a signal to a child that is not reaped yet: its number cannot belong to another process."""
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass

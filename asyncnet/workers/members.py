@@ -28,7 +28,7 @@ __all__ = [
 MAX_WORKERS: Final = 256
 BOOT_FAILED: Final = 3
 """The exit status of a worker that could not start and says why: trying again would not help."""
-STEADY: Final = 2.0
+STEADY: Final = 1.0
 """Seconds of service after which a death is no longer counted with those before it."""
 HURRY_WAIT: Final = 2.0
 """Seconds that a hurried worker has to end, and a draining one beyond its grace."""

@@ -1,9 +1,9 @@
 """SIGUSR2: the master becomes a new program, with the same process, listeners and workers.
 
-First a trial: the same command is started as a child that ends when it gets as far as `run`. A program that cannot
-even be imported thus changes nothing. Then the master executes itself. Its descriptors stay open, its children stay
-its children, signals stay blocked meanwhile, and a description of all that waits in a file without a name. The new
-program adopts the workers, starts a generation of its own, and drains the old one when that is ready.
+First a trial: the same command is started as a child that ends when it gets as far as `run`, or with its master. A
+program that cannot even be imported thus changes nothing. Then the master executes itself. Its descriptors stay open,
+its children stay its children, signals stay blocked meanwhile, and a description of all that waits in a file without a
+name. The new program adopts the workers, starts a generation of its own, and drains the old one when that is ready.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import attrs
 
 from asyncnet.workers.binding import Sockets
 from asyncnet.workers.board import Board
+from asyncnet.workers.child import die_with_parent
 from asyncnet.workers.fleet import Member, State
 from asyncnet.workers.line import Line
-from asyncnet.workers.master import Master, Other
+from asyncnet.workers.master import SIGNALS, Master, Other
 from asyncnet.workers.pidfile import PidFile
 
 __all__ = ["Legacy", "in_trial", "inherited", "renew"]
@@ -33,6 +34,7 @@ __all__ = ["Legacy", "in_trial", "inherited", "renew"]
 logger = logging.getLogger("asyncnet.workers")
 
 _TRIAL: Final = "ASYNCNET_WORKERS_TRIAL"
+"""The trial's own process: what it starts is no trial, and it is one though its master has died."""
 _STATE: Final = "ASYNCNET_WORKERS_STATE"
 _TRIAL_OK: Final = 86
 """The exit status of a trial that got as far as `run`."""
@@ -41,7 +43,7 @@ _FIELDS: Final = ("pid", "seat", "generation", "started", "ready_at", "beat", "d
 
 def in_trial() -> None:
     """End this process if it is a trial: it has got far enough."""
-    if os.environ.get(_TRIAL) == str(os.getppid()):
+    if os.environ.get(_TRIAL) == str(os.getpid()):
         os._exit(_TRIAL_OK)
 
 
@@ -57,14 +59,38 @@ def renew(master: Master) -> None:
         else:
             _become(master)
 
-    environment = {**os.environ, _TRIAL: str(os.getpid())}
+    _flush()
+    parent = os.getpid()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        defaults = [number for number in signal.valid_signals() if number not in (signal.SIGKILL, signal.SIGSTOP)]
-        pid = os.posix_spawn(sys.executable, _command(), environment, setsigmask=[], setsigdef=defaults)
+        pid = os.fork()
+        if pid == 0:
+            _become_trial(parent, before)
     except OSError as exc:
         logger.error("the new program cannot be started: %s", exc.strerror)
         return
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     master.others[pid] = Other(time.monotonic() + master.plan.limits.boot, ended)
+
+
+def _become_trial(parent: int, mask: Any) -> NoReturn:
+    """What the child does."""
+    try:
+        signal.set_wakeup_fd(-1)
+        die_with_parent(parent)  # the kernel remembers it when another program is executed
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        os.execve(sys.executable, _command(), {**os.environ, _TRIAL: str(os.getpid())})
+    except OSError as exc:
+        logger.error("the new program cannot be executed: %s", exc.strerror)
+    finally:
+        os._exit(1)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
 
 
 def _command() -> list[str]:
@@ -102,14 +128,13 @@ def _become(master: Master) -> None:
     if state["pid_file"] is not None:
         descriptors.append(state["pid_file"])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    state["blocked"] = [int(number) for number in before]
     store = os.memfd_create("asyncnet-workers-state") if hasattr(os, "memfd_create") else _unnamed_file()
     try:
         os.write(store, json.dumps(state).encode())
         for fd in (*descriptors, store):
             os.set_inheritable(fd, True)
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+        _flush()
         os.execve(sys.executable, _command(), {**os.environ, _STATE: f"{os.getpid()}:{store}"})
     except OSError as exc:
         for fd in descriptors:
@@ -172,7 +197,9 @@ class Legacy:
         return Board(counters)
 
     def hand_to(self, master: Master) -> None:
-        """Give the workers to their new master."""
+        """Give the workers to their new master, and let in the signals that it does not handle."""
+        handled = [getattr(signal, name) for name in SIGNALS]
+        signal.pthread_sigmask(signal.SIG_SETMASK, [*self.state["blocked"], *handled])
         master.announced = self.state["settled"] > 0
         logger.info("the program is renewed; its workers follow")
         for name in _TOTALS:

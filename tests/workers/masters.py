@@ -116,17 +116,21 @@ class Running:
             sock.sendall(b"x")
             return int(sock.recv(100).split()[0])
 
-    def report(self) -> dict[str, Any]:
-        """Return its report."""
+    def get(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Ask on the Unix socket; return the status of the answer and what it says."""
         answer = b""
         with socket.socket(socket.AF_UNIX) as sock:
             sock.settimeout(5)
             sock.connect(control_path(self.pid_file))
-            sock.sendall(b"GET /status HTTP/1.1\r\n\r\n")
+            sock.sendall(f"GET {path} HTTP/1.1\r\n\r\n".encode())
             while data := sock.recv(65536):
                 answer += data
-        found: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
-        return found
+        head, _, body = answer.partition(b"\r\n\r\n")
+        return int(head.split()[1]), json.loads(body)
+
+    def report(self) -> dict[str, Any]:
+        """Return its report."""
+        return self.get("/status")[1]
 
     def workers(self, state: str | None = None) -> list[int]:
         """Return the processes of its workers."""
@@ -179,6 +183,12 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def blocked_signals(pid: int) -> int:
+    """Return the signals that a process does not let in, as a number with a bit for each."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("SigBlk:")).split()[1], 16)
 
 
 def children(pid: int) -> list[int]:

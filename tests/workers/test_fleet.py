@@ -43,7 +43,7 @@ class Simulation:
                 self.fleet.spawned(self.next_pid, action.seat, action.generation, self.now)
                 self.alive.add(self.next_pid)
                 self.next_pid += 1
-        self.most = max(self.most, len(self.alive))
+        self.most = max(self.most, len(self.alive) + self.fleet.guests)
         return actions
 
     def renew(self) -> Fleet:
@@ -109,6 +109,36 @@ def test_a_dead_worker_is_replaced_in_its_seat_after_a_pause_that_doubles_up_to_
     simulation.end(pid, -9)
     assert simulation.step() == []
     assert [type(action) for action in simulation.step(0.11)] == [Spawn]
+
+
+def test_a_seat_whose_workers_die_soon_backs_off_though_another_one_serves_and_delays_none() -> None:
+    simulation = served(2, Limits(heartbeat=None))
+    victim, pauses = 2, []
+    for _ in range(9):
+        simulation.step(0.5)
+        simulation.end(victim, -9)
+        begun = simulation.now
+        while not simulation.step(0.05):
+            pass
+        pauses.append(simulation.now - begun)
+        (victim,) = simulation.alive - {1}
+        simulation.ready()
+        simulation.step()
+    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10, 10], abs=0.06)
+    simulation.end(victim, -9)
+    simulation.end(1, -9)
+    simulation.step()
+    assert simulation.step(0.11) == [Spawn(0, 1)]
+
+
+def test_a_process_that_is_no_worker_takes_the_room_of_one() -> None:
+    simulation = served(2)
+    simulation.fleet.guests = 1
+    simulation.fleet.reload()
+    assert simulation.step() == [Spawn(0, 2)]
+    assert simulation.fleet.room == 0
+    simulation.fleet.guests = 0
+    assert simulation.step() == [Spawn(1, 2)]
 
 
 def test_a_start_that_says_why_it_failed_ends_the_first_start_at_once() -> None:
@@ -323,13 +353,16 @@ def test_whatever_happens_in_whatever_order_it_ends_whole(seed: int) -> None:
             simulation.end(chance.choice(sorted(simulation.alive)), chance.choice([-9, 0, 1]))
         elif event < 0.44:
             fleet = simulation.renew()
-        elif event < 0.7:
+        elif event < 0.5:
+            fleet.guests = int(not fleet.guests and fleet.room > 0)
+        elif event < 0.75:
             simulation.ready(*simulation.pids(State.BOOTING)[:1] or [0])
         simulation.beat(*simulation.alive)
         simulation.step(chance.random() * 0.5)
         if fleet.phase is not Phase.RUNNING:
             assert fleet.failure is not None
             break
+    fleet.guests = 0
     for _ in range(300):  # nothing more happens: everybody does as told
         simulation.ready()
         for pid in simulation.pids(State.DRAINING) + simulation.pids(State.DYING):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.masters import ECHO, ROOT, Running, children, is_alive, kill, running, wait_for
+from tests.workers.masters import ECHO, ROOT, Running, blocked_signals, children, is_alive, kill, running, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -176,7 +176,7 @@ def test_the_old_worker_finishes_its_connections_after_a_reload(tmp_path: Path) 
 
 
 def test_more_and_fewer_workers_by_signal(tmp_path: Path) -> None:
-    with running(tmp_path, workers=1) as master:
+    with running(tmp_path, workers=1, bind=["127.0.0.1:0", "udp:127.0.0.1:0"]) as master:
         master.signal(signal.SIGTTIN)
         wait_for(lambda: len(master.workers("ready")) == 2)
         master.signal(signal.SIGTTOU)
@@ -213,12 +213,14 @@ def test_usr2_becomes_a_new_program_with_the_same_listener_and_process(tmp_path:
         sock.sendall(b"1")
         old = int(sock.recv(100).split()[0])
         before = master.workers()
+        blocked = blocked_signals(before[0])
         program = tmp_path.joinpath("program.py")
         program.write_text(program.read_text() + "\nraise SystemExit(9)")  # after `run`: it changes the end alone
         master.signal(signal.SIGUSR2)
         wait_for(lambda: "the program is renewed" in master.log)
         wait_for(lambda: not set(before) & set(master.workers("ready")))
         assert master.ask() not in before
+        assert {blocked_signals(pid) for pid in (master.pid, *master.workers("ready"))} == {blocked}
         sock.sendall(b"2")
         assert sock.recv(100) == b"%d 2" % old  # an old connection goes on
         sock.close()
@@ -241,6 +243,43 @@ def test_usr2_with_a_program_that_does_not_start_changes_nothing(tmp_path: Path)
         master.signal(signal.SIGUSR2)
         wait_for(lambda: "the program is renewed" in master.log)
         wait_for(lambda: master.whole() and master.workers() != before)
+
+
+def test_a_trial_of_a_new_program_ends_with_its_master(tmp_path: Path) -> None:
+    master = Running(tmp_path)
+    note = tmp_path / "trial"
+    try:
+        master.wait_ready()
+        program = "import os, time\nopen('trial', 'w').write(f'{os.getpid()} ')\ntime.sleep(20)\n"
+        tmp_path.joinpath("program.py").write_text(program)
+        master.signal(signal.SIGUSR2)
+        trial = int(wait_for(lambda: note.exists() and note.read_text()))
+        assert trial in children(master.pid)
+        master.process.kill()
+        master.process.wait()
+        wait_for(lambda: not is_alive(trial), 2)
+    finally:
+        kill(master)
+
+
+def test_usr2_during_a_reload_waits_for_the_room_of_its_trial(tmp_path: Path) -> None:
+    counts = []
+
+    def logged(text: str) -> bool:
+        counts.append(len(children(master.pid)))
+        return text in master.log
+
+    with running(tmp_path, workers=1) as master, master.connect() as sock:
+        sock.sendall(b"x")
+        assert sock.recv(100)
+        master.reload()
+        assert len(master.workers()) == 2  # the old one drains
+        master.signal(signal.SIGUSR2)
+        wait_for(lambda: logged("is tried when there is room"))
+        sock.close()
+        wait_for(lambda: logged("the program is renewed"))
+        wait_for(master.whole)
+        assert max(counts) == 2
 
 
 def test_there_are_never_more_than_two_processes_to_a_worker(tmp_path: Path) -> None:
@@ -310,6 +349,20 @@ def test_health_metrics_and_status_by_http(tmp_path: Path) -> None:
             assert json.loads(get("/health"))["status"] == "ok"
             silent.sendall(b"x" * 10000)
             assert silent.recv(10) in (b"", b"HTTP/1.1 4")
+
+
+def test_health_is_503_while_nobody_serves(tmp_path: Path) -> None:
+    with running(tmp_path, workers=1) as master:
+        assert master.get("/health") == (200, {"status": "ok", "serving": 1, "wanted": 1})
+        master.write("import time\ntime.sleep(0.5)\n" + ECHO)
+        os.kill(master.workers()[0], signal.SIGKILL)
+        wait_for(lambda: master.get("/health") == (503, {"status": "down", "serving": 0, "wanted": 1}))
+        wait_for(lambda: master.get("/health")[0] == 200)
+        with master.connect() as sock:
+            sock.sendall(b"x")
+            assert sock.recv(100)
+            master.signal(signal.SIGTERM)
+            wait_for(lambda: master.get("/health") == (503, {"status": "stopping", "serving": 0, "wanted": 1}))
 
 
 def test_counters_that_cannot_be_read_end_no_heartbeat(tmp_path: Path) -> None:

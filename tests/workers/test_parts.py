@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import select
 import socket
 import sys
 from pathlib import Path
@@ -15,7 +17,10 @@ from asyncnet.errors import AddressError
 from asyncnet.workers import binding
 from asyncnet.workers.binding import Bind, Kind, Sharing, open_sockets
 from asyncnet.workers.board import Board
+from asyncnet.workers.fleet import Fleet
+from asyncnet.workers.handover import Inbox
 from asyncnet.workers.pidfile import PidFile, read_pid
+from asyncnet.workers.recycling import Recycler
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -61,6 +66,35 @@ def test_every_seat_has_sockets_on_the_same_port_and_they_come_and_go() -> None:
         sockets.close()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="spreads UDP by SO_REUSEPORT")
+def test_a_port_of_udp_is_alone_until_there_is_a_second_seat() -> None:
+    sockets = opened("udp:127.0.0.1:0", workers=1)
+    try:
+        (address,) = sockets.addresses
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            with pytest.raises(OSError, match="in use"):
+                other.bind(address)
+        sockets.resize(2)
+        with pytest.raises(OSError, match="another program uses that port"):
+            opened(f"udp:127.0.0.1:{address[1]}", workers=2)
+        for _ in range(64):  # flows, half of which fall to each seat
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+                client.sendto(b"x", address)
+        for (sock,) in sockets.seats:
+            assert select.select([sock], [], [], 5)[0]
+    finally:
+        sockets.close()
+
+
+def test_every_seat_may_broadcast_when_the_first_may() -> None:
+    sockets = opened("udp:127.0.0.1:0", broadcast=True, workers=2 if sys.platform == "linux" else 1)
+    try:
+        assert all(sock.getsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST) for sock in sockets.all)
+    finally:
+        sockets.close()
+
+
 def test_an_empty_host_is_ipv4_and_ipv6_on_one_port() -> None:
     for kind in ("udp", "tcp"):
         sockets = opened(f"{kind}::0")
@@ -81,7 +115,18 @@ def test_udp_for_each_worker_is_an_error_where_the_kernel_does_not_spread_it(mon
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(OSError, match="does not spread datagrams"):
         opened("udp:127.0.0.1:0")
-    opened("udp:127.0.0.1:0", workers=1).close()
+    sockets = opened("udp:127.0.0.1:0", workers=1)
+    with pytest.raises(OSError, match="does not spread datagrams"):
+        sockets.resize(2)
+    sockets.close()
+
+
+def test_a_single_port_is_an_error_where_nothing_can_be_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    board = Board(["requests"])
+    with pytest.raises(OSError, match="needs Linux"):
+        Inbox([], board, 0, bytes(16))
+    board.close()
 
 
 def test_a_system_without_fork_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +162,28 @@ def test_wrong_arguments_are_named(options: dict[str, Any], message: str) -> Non
 def test_limits_of_recycling_are_checked(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         workers.Recycle(**options)
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.5])
+def test_workers_of_one_age_are_recycled_one_after_the_other_within_the_jitter(jitter: float) -> None:
+    fleet, board = Fleet(20), Board([])
+    recycler = Recycler(workers.Recycle(age=100, jitter=jitter), random.Random(7))
+    for pid in range(1, 21):
+        recycler.started(fleet.spawned(pid, pid - 1, 1, 0.0))
+        fleet.ready(pid, 0.0)
+    ages: dict[int, int] = {}
+    for now in range(200):
+        for pid, reason in recycler.due(fleet, board, now):
+            ages.setdefault(pid, now)
+            assert reason == f"it is {now} s old"
+    board.close()
+    assert sorted(ages) == list(range(1, 21))
+    if jitter:
+        assert 100 <= min(ages.values()) < 110
+        assert 140 < max(ages.values()) <= 151
+        assert len(set(ages.values())) > 10
+    else:
+        assert set(ages.values()) == {100}
 
 
 def test_the_table_is_shared_with_a_child() -> None:

@@ -55,6 +55,11 @@ def under_load(kind: str, address: tuple[str, int], rate: float, *more: str) -> 
         process.communicate()
 
 
+def assert_rate(seen: dict[str, Any], rate: float, share: float = 0.5) -> None:
+    """Fail when the load was no such load: a part of what was asked for must have been started, whatever else runs."""
+    assert seen["rate"] >= share * rate, seen
+
+
 def pause(seconds: float) -> None:
     """Let the load go on for a while."""
     time.sleep(seconds)
@@ -71,7 +76,7 @@ def test_reloads_under_500_connections_a_second_refuse_and_reset_none(tmp_path: 
                 wait_for(master.whole)
                 pause(0.1)
         assert set(seen["results"]) == {"ok"}, seen
-        assert seen["results"]["ok"] > 400 * reloads * 0.1
+        assert_rate(seen, 500)
         assert master.report()["reloads"] == reloads
         print(f"{reloads} reloads, {seen['results']['ok']} connections at {seen['rate']:.0f} a second: all answered")
 
@@ -79,7 +84,7 @@ def test_reloads_under_500_connections_a_second_refuse_and_reset_none(tmp_path: 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("single_port", [False, True])
 @pytest.mark.parametrize(
-    ("reloads", "rate", "megabytes"), [(2, 10, 2), pytest.param(20, 20, 8, marks=pytest.mark.long)]
+    ("reloads", "rate", "megabytes"), [(2, 10, 4), pytest.param(20, 20, 8, marks=pytest.mark.long)]
 )
 def test_reloads_under_tftp_downloads_spoil_none(
     tmp_path: Path, reloads: int, rate: int, megabytes: int, single_port: bool
@@ -97,7 +102,7 @@ def test_reloads_under_tftp_downloads_spoil_none(
                 wait_for(master.whole, 40)
                 pause(0.2)
         assert set(seen["results"]) == {"ok"}, seen
-        assert seen["results"]["ok"] >= reloads
+        assert_rate(seen, rate, 0.25)  # 8 MiB at 20 a second take most of two processors
         assert master.report()["reloads"] == reloads
         print(f"{reloads} reloads, {seen['results']['ok']} downloads of {megabytes} MiB at {seen['rate']:.0f} a "
               f"second, {seen['most']} at once, {seen['left_out']} left out: all equal")  # fmt: skip
@@ -253,6 +258,7 @@ def test_killing_a_worker_every_second_loses_only_what_was_in_flight_there(tmp_p
         failed = {how: count for how, count in seen["results"].items() if how != "ok"}
         assert set(failed) <= {"ConnectionResetError", "closed", "BrokenPipeError"}, failed
         assert sum(failed.values()) <= 5 * kills  # what one worker has in hand at 200 a second
+        assert_rate(seen, 200)
         assert master.report()["crashes"] == kills
         assert len(children(master.pid)) == 3
         print(f"{kills} kills: median recovery {statistics.median(recoveries) * 1000:.0f} ms, "
@@ -269,6 +275,7 @@ def test_workers_accept_alike_under_load(tmp_path: Path, seconds: float, reuse_p
         with under_load("tcp", master.addresses[0], 500) as seen:
             pause(seconds)
         assert set(seen["results"]) == {"ok"}
+        assert_rate(seen, 500)
         counts = sorted(seen["workers"].values())
         print(f"accepted {counts}, {counts[-1] / counts[0]:.2f} : 1")
         assert len(counts) == 2
