@@ -628,18 +628,19 @@ def test_numbers_out_of_range_are_refused(engine: str, port: int, backlog: int, 
 def test_who_is_connected_when_the_server_stops_is_served(engine: str) -> None:
     """More than are accepted at a time: the others wait in the backlog, and closing the listener would reset them."""
     asked: list[bytes] = []
+    crowded: compat.Server
 
     async def handler(reader: Any, writer: Any) -> None:
         asked.append(await reader.read(100))
         if len(asked) == 1:
-            server.stop()
+            crowded.stop()
         writer.write(asked[0])
 
-    server = compat.create_server(handler, ("127.0.0.1", 0), engine=engine, backlog=200, grace=10)
-    clients = [socket.create_connection(server.address, timeout=10) for _ in range(150)]
+    crowded = compat.create_server(handler, ("127.0.0.1", 0), engine=engine, backlog=200, grace=10)
+    clients = [socket.create_connection(crowded.address[:2], timeout=10) for _ in range(150)]
     for client in clients:
         client.sendall(b"hello")
-    with in_thread(server):
+    with in_thread(crowded):
         for client in clients:
             with client:
                 assert client.recv(100) == b"hello"
