@@ -95,12 +95,7 @@ class StreamService:
                             if exc.errno == errno.EINVAL:
                                 return  # another process has shut the listener down
                             raise
-                        try:
-                            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                            admit(Connection(self.handler, sock, peer))
-                        except BaseException:
-                            sock.close()
-                            raise
+                        self._welcome(sock, peer, admit)
                     except BlockingIOError:
                         await trap(readable)
                     except (OSError, RuntimeError, MemoryError) as exc:
@@ -126,14 +121,18 @@ class StreamService:
             if full():
                 return
             try:
-                sock, peer = self.socket.accept()
-            except OSError:
-                return
-            try:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                admit(Connection(self.handler, sock, peer))
-            except (OSError, RuntimeError, MemoryError):
-                sock.close()
+                self._welcome(*self.socket.accept(), admit)
+            except (OSError, RuntimeError, MemoryError) as exc:
+                if not (isinstance(exc, OSError) and exc.errno in PEER_ERRORS):
+                    return  # nobody is left, or there is no room
+
+    def _welcome(self, sock: socket.socket, peer: Any, admit: Callable[[Job], object]) -> None:
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            admit(Connection(self.handler, sock, peer))
+        except BaseException:
+            sock.close()
+            raise
 
     def close(self) -> None:
         """See `Service`."""
