@@ -110,13 +110,13 @@ class StreamService:
                         strained = False
                 await sleep(0)
         except asyncio.CancelledError:
-            self._admit_the_last(admit, full)
+            self.admit_last(admit, full=full)
             raise
         finally:
             listener.close()
 
-    def _admit_the_last(self, admit: Callable[[Job], object], full: Callable[[], bool]) -> None:
-        """Accept those whom the system has connected already: closing the listener would reset them."""
+    def admit_last(self, admit: Callable[[Job], object], *, full: Callable[[], bool] = lambda: False) -> None:
+        """Accept those whom the system has connected already: closing the listener would reset them; see `Service`."""
         for _ in range(min(self.backlog, _MOST_AT_THE_END)):
             if full():
                 return

@@ -341,6 +341,9 @@ class DatagramService:
         finally:
             sock.close()
 
+    def admit_last(self, admit: Callable[[Job], object], *, full: Callable[[], bool] = lambda: False) -> None:
+        """Nothing: who sends a datagram is prepared for its loss; see `Service`."""
+
     def close(self) -> None:
         """See `Service`."""
         self.socket.close()

@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from selectors import EVENT_READ
 from typing import Any, Final, NoReturn
 
@@ -130,6 +130,19 @@ class _ForkingServer(Server):
         self._kernel.spawn(self._watch(child))
         return child
 
+    def _fork_for(self, job: Job, waiting: Sequence[Job] = ()) -> None:
+        """Serve a job in a child of its own, which lets go of those that wait for theirs."""
+
+        def work(line: socket.socket) -> None:
+            if job.sock is not None:
+                self._service.close()  # a datagram is answered by it
+            for other in waiting:
+                other.close()
+            _work_off(job, line)
+
+        self._fork(work)
+        job.close()
+
     def _be_child(self, work: Callable[[socket.socket], None], line: socket.socket, mask: Any) -> NoReturn:
         status = 1
         try:
@@ -236,16 +249,7 @@ class ProcessServer(_ForkingServer):
     """A process for each connection or datagram."""
 
     async def _front(self) -> None:
-        await self._service.front(self._admit, self._stats, full=lambda: len(self._children) >= MAX_PROCESSES)
-
-    def _admit(self, job: Job) -> None:
-        def work(line: socket.socket) -> None:
-            if job.sock is not None:
-                self._service.close()  # a datagram is answered by it
-            _work_off(job, line)
-
-        self._fork(work)
-        job.close()
+        await self._service.front(self._fork_for, self._stats, full=lambda: len(self._children) >= MAX_PROCESSES)
 
 
 class PreforkServer(_ForkingServer):
@@ -267,12 +271,22 @@ class PreforkServer(_ForkingServer):
             self._service.close()
 
     def _end_front(self) -> None:
+        last: list[Job] = []
+        room = MAX_PROCESSES - len(self._children)
+        self._service.admit_last(last.append, full=lambda: len(last) >= room)
         try:
             self._service.socket.shutdown(socket.SHUT_RD)  # busy children, too, take no more
         except OSError:  # a UDP socket, or a system that cannot
             pass
         for child in self._children:
             self._quit(child)
+        while last:
+            job = last.pop(0)
+            try:
+                self._fork_for(job, last)
+            except OSError as exc:
+                job.close()
+                logger.warning("a connection is not served any more: %s", exc)
 
     def _keep_spares(self) -> None:
         idle = [child for child in self._children if not child.busy and not child.quitting]

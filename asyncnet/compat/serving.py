@@ -108,6 +108,14 @@ class Service(Protocol):
             full: tells whether the engine takes no more now.
         """
 
+    def admit_last(self, admit: Callable[[Job], object], *, full: Callable[[], bool] = lambda: False) -> None:
+        """Take what would be lost when the socket is closed; the front does so itself when it is cancelled.
+
+        Args:
+            admit: see `front`.
+            full: see `front`.
+        """
+
     def close(self) -> None:
         """Close the socket."""
 

@@ -11,9 +11,11 @@ import attrs
 
 from asyncnet.lab.figures import Interval
 
-__all__ = ["Bar", "Curve", "bars", "curves", "nice_top"]
+__all__ = ["NARROW", "WIDE", "Bar", "Curve", "bars", "curves", "nice_top"]
 
-_WIDTH: Final = 640
+WIDE: Final = 640
+NARROW: Final = 350
+"""For a telephone: drawn as wide as it is shown, so that its letters are as large as others."""
 _ROW: Final = 26
 _LABEL: Final = 92
 _VALUE: Final = 96
@@ -50,21 +52,21 @@ def nice_top(value: float) -> float:
     return next(step * power for step in (1.0, 2.0, 2.5, 5.0, 10.0) if step * power >= value * 0.999999)
 
 
-def bars(rows: Sequence[Bar], unit: str, description: str) -> str:
+def bars(rows: Sequence[Bar], unit: str, description: str, width: int = WIDE) -> str:
     """Return horizontal bars, longest scale first, with whiskers where there is an interval."""
     most = max([sum(row.parts) for row in rows] + [row.interval.high for row in rows if row.interval], default=0.0)
     top = nice_top(most)
-    scale = (_WIDTH - _LABEL - _VALUE) / top
+    scale = (width - _LABEL - _VALUE) / top
     height = len(rows) * _ROW + 26
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(description)}">']
-    for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(description)}">']
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0) if width >= WIDE else (0.0, 0.5, 1.0):
         x = _LABEL + share * top * scale
         parts.append(f'<line class="grid" x1="{x:.1f}" y1="0" x2="{x:.1f}" y2="{height - 22}"/>')
         if share in (0.0, 0.5, 1.0):
             parts.append(
                 f'<text class="axis" x="{x:.1f}" y="{height - 6}" text-anchor="middle">{_tick(share * top)}</text>'
             )
-    parts.append(f'<text class="axis" x="{_WIDTH}" y="{height - 6}" text-anchor="end">{escape(unit)}</text>')
+    parts.append(f'<text class="axis" x="{width}" y="{height - 6}" text-anchor="end">{escape(unit)}</text>')
     for i, row in enumerate(rows):
         y, x = i * _ROW, float(_LABEL)
         kind = " strong" if row.strong else " faint" if row.faint else ""

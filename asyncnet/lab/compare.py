@@ -9,6 +9,7 @@ for all of the block, and the block is measured again, and INVALID if it moves a
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -28,7 +29,10 @@ _MOST_MOVED: Final = 0.05
 _CEILING_MODES: Final = ("echo", "udp", "churn")
 """The modes that the server in C answers."""
 _BLOCK_ATTEMPTS: Final = 2
-_THERMOMETER_SECONDS: Final = 1.0
+_THERMOMETER_READINGS: Final = 5
+"""One alone differs from the next by 5 % on a machine that nobody disturbs: each process lies elsewhere in memory."""
+_THERMOMETER_SECONDS: Final = 0.3
+_THERMOMETER_WARM_UP: Final = 0.1
 
 
 @attrs.frozen
@@ -77,15 +81,19 @@ class _Laboratory:
         return self.settings.protocol != "tftp" and why_no_compiler() is None
 
     def thermometer(self) -> float:
-        """Return the rate of the thermometer; 0 when it does not work."""
+        """Return the rate of the thermometer, the median of some readings; 0 when it does not work."""
         settings = self.settings
         mode = "udp" if settings.protocol == "udp" else "tftp" if settings.protocol == "tftp" else "echo"
         name = CEILING if self.has_ceiling else settings.baseline
         size = max(settings.size, 65536) if mode == "tftp" else settings.size
         workload = Workload("thermometer", "", mode, clients=min(50, settings.clients), size=size)
-        seconds = min(_THERMOMETER_SECONDS, settings.seconds)
-        short = attrs.evolve(settings, seconds=seconds, warm_up=min(0.3, settings.warm_up))
-        return self.measure(name, workload, 0, short).values.get("requests_per_second", 0.0)
+        short = attrs.evolve(
+            settings,
+            seconds=min(_THERMOMETER_SECONDS, settings.seconds),
+            warm_up=min(_THERMOMETER_WARM_UP, settings.warm_up),
+        )
+        readings = [self.measure(name, workload, 0, short) for _ in range(_THERMOMETER_READINGS)]
+        return statistics.median(run.values.get("requests_per_second", 0.0) for run in readings)
 
     def block(self, workload: Workload, number: int) -> None:
         """Measure a workload on everybody."""

@@ -50,8 +50,11 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """Whether every engine was measured, and every request of it was answered."""
-        return bool(self.runs) and all(run.error is None and run.failures == 0 for run in self.runs)
+        """Whether every engine was measured and every request answered; what a stop cuts off is a figure."""
+        stops = {workload.name for workload in self.workloads if workload.mode == "stop"}
+        return bool(self.runs) and all(
+            run.error is None and (run.failures == 0 or run.workload in stops) for run in self.runs
+        )
 
     def rounds_of(self, engine: str, workload: str, metric: str) -> dict[int, float]:
         """Return a figure of each round that counts."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from html import escape
 from typing import Final
 
-from asyncnet.lab.charts import Bar, Curve, bars, curves
+from asyncnet.lab.charts import NARROW, WIDE, Bar, Curve, bars, curves
 from asyncnet.lab.comparison import Comparison, Summary
 from asyncnet.lab.figures import Verdict
 from asyncnet.lab.metrics import METRICS
@@ -38,7 +38,8 @@ th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:
 .key span{display:inline-block;width:.8rem;height:.8rem;border-radius:.15rem;margin:0 .3rem 0 .9rem}
 li{margin:.2rem 0}details{margin:.6rem 0}summary{cursor:pointer}dl{display:grid;grid-template-columns:max-content 1fr;
 gap:.1rem 1rem;font-size:.85rem}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
-@media(max-width:40rem){body{padding:.8rem}.chart{padding:.6rem}.bars{overflow-x:auto}.bars svg{min-width:460px}
+.narrow{display:none}
+@media(max-width:40rem){body{padding:.8rem}.chart{padding:.6rem}.wide{display:none}.narrow{display:block}
 dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}}
 """
 _PERCENTILES: Final = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"}
@@ -129,7 +130,11 @@ def _bars(
         invalid = "" if summary.rounds else " INVALID"
         own = summary.engine == "asyncnet"
         rows.append(Bar(bar.label, bar.parts, bar.text + invalid, bar.interval, own, summary.engine == CEILING))
-    yield f"<h2>{escape(title)}</h2><p class=soft>{text}</p><div class='chart bars'>{bars(rows, unit, title)}</div>"
+    drawn = "".join(
+        f"<div class={kind}>{bars(rows, unit, title, width)}</div>"
+        for kind, width in (("wide", WIDE), ("narrow", NARROW))
+    )
+    yield f"<h2>{escape(title)}</h2><p class=soft>{text}</p><div class=chart>{drawn}</div>"
 
 
 def _latencies(comparison: Comparison) -> Iterator[str]:

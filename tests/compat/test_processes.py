@@ -8,10 +8,13 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from asyncnet import compat
 from asyncnet.compat.processes import MAX_SPARE, MIN_SPARE
 from tests.compat.test_engines import NAMES, Running, receive_all, receive_exactly, running, wait_until
 
@@ -46,6 +49,10 @@ def test_children_are_buried_when_their_clients_have_gone(engine: str, tmp_path:
         server.stop()
 
 
+def has_failed(server: Running, times: int) -> bool:
+    return server.stats()["failed"] >= times
+
+
 @of_processes
 def test_a_child_that_is_killed_is_counted_and_replaced(engine: str, tmp_path: Path) -> None:
     with running(engine, tmp_path) as server:
@@ -54,7 +61,7 @@ def test_a_child_that_is_killed_is_counted_and_replaced(engine: str, tmp_path: P
                 os.kill(int(lines.readline()), signal.SIGKILL)
                 with suppress(ConnectionResetError):
                     assert receive_all(sock) == b""
-            wait_until(lambda: server.stats()["failed"] >= failed, "its end is noticed")
+            wait_until(partial(has_failed, server, failed), "its end is noticed")
             assert server.stats()["failed"] == failed
             assert server.stats()["active"] == 0
             assert server.ask("echo", b"next") == b"next"
@@ -105,3 +112,23 @@ def test_a_server_that_is_made_before_a_fork_serves_in_each_child(engine: str) -
             for child in psutil.Process(parent.pid).children():
                 child.kill()
             parent.kill()
+
+
+async def answer(reader: Any, writer: Any) -> None:
+    await compat.sleep(0.2)  # or a few processes would serve everybody before they hear of the stop
+    writer.write(await reader.read(100))
+
+
+@of_processes
+def test_who_is_connected_when_the_server_stops_is_served(engine: str) -> None:
+    """In a process each: they wait in the backlog, and shutting the listener down would reset them."""
+    server = compat.create_server(answer, ("127.0.0.1", 0), engine=engine, backlog=100, grace=10)
+    clients = [socket.create_connection(server.address[:2], timeout=10) for _ in range(40)]
+    for client in clients:
+        client.sendall(b"hello")
+    server.stop()
+    server.run()
+    for client in clients:
+        with client:
+            assert receive_all(client) == b"hello"
+    assert server.stats.accepted == len(clients)

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,18 @@ def figures(engine: str, workload: Workload, number: int, settings: Settings, fa
     return Run(engine, workload.name, number, values, requests=1000)
 
 
+def test_what_a_stop_cuts_off_is_a_figure_and_any_other_failure_an_error() -> None:
+    def failing(name: str) -> bool:
+        def measure(engine: str, workload: Workload, number: int, settings: Settings) -> Run:
+            return attrs.evolve(figures(engine, workload, number, settings), failures=3 * (workload.name == name))
+
+        return compare(attrs.evolve(SETTINGS, rounds=2, workloads=("echo", "stop")), measure=measure).ok
+
+    assert failing("neither")
+    assert failing("stop")
+    assert not failing("echo")
+
+
 def test_every_round_has_everybody_once_in_a_new_order_and_the_thermometer_between() -> None:
     steps: list[Progress] = []
     order: list[str] = []
@@ -72,7 +84,7 @@ def test_every_round_has_everybody_once_in_a_new_order_and_the_thermometer_betwe
     by_round = [[run.engine for run in result.runs if run.round == number] for number in range(1, 6)]
     assert all(len(names) == len(everybody) and set(names) == everybody for names in by_round)
     assert len({tuple(names) for names in by_round}) > 1
-    assert len([name for name in order if name.endswith("thermometer")]) == 6
+    assert len([name for name in order if name.endswith("thermometer")]) == 6 * 5
     assert len(result.readings) == 5
     assert steps[-1].total == 5 * len(everybody)
     assert [step.done for step in steps] == sorted(step.done for step in steps)
@@ -80,7 +92,12 @@ def test_every_round_has_everybody_once_in_a_new_order_and_the_thermometer_betwe
 
 
 def test_a_thermometer_that_moves_makes_the_block_invalid_after_a_second_try() -> None:
-    readings = iter([100.0, 100.0, 80.0, 80.0, 100.0, 100.0, 100.0, 100.0])
+    def readings_of(*temperatures: float) -> Iterator[float]:
+        """Yield five readings for each, of which one is far off: that moves nothing."""
+        for temperature in temperatures:
+            yield from (temperature, temperature * 1.03, temperature / 2, temperature * 1.02, temperature * 0.98)
+
+    readings = readings_of(100.0, 100.0, 80.0, 80.0, 100.0, 100.0, 100.0, 100.0)
 
     def measure(engine: str, workload: Workload, number: int, settings: Settings) -> Run:
         if workload.name == "thermometer":
@@ -91,7 +108,7 @@ def test_a_thermometer_that_moves_makes_the_block_invalid_after_a_second_try() -
     assert {run.round for run in result.runs if run.invalid} == set()  # the block of round 2 was measured again
     assert [reading.moved for reading in result.readings] == [False, True, False, True, False]
 
-    readings = iter([100.0, 100.0, 80.0, 60.0, 60.0])
+    readings = readings_of(100.0, 100.0, 80.0, 60.0, 60.0)
     result = compare(attrs.evolve(SETTINGS, rounds=3), measure=measure)
     assert {run.round for run in result.runs if run.invalid} == {2}
     table = format_table(result)
