@@ -41,7 +41,7 @@ check: setup
 # The peers have an environment of their own; the package is installed there too, so that all run alike.
 BENCH := .cache/bench
 
-bench: $(BENCH)/.installed
+bench: $(BENCH)/.installed peers
 	$(BENCH)/bin/python -m benchmarks
 
 $(BENCH)/.installed: pyproject.toml benchmarks/requirements.txt

@@ -34,7 +34,7 @@ from asyncnet.lab import (
 __all__ = ["QUICK", "add_parser", "available_engines", "terminal_progress"]
 
 DEFAULTS: Final = Settings(engines=())
-QUICK: Final = Settings(engines=(), clients=50, seconds=0.4, rounds=3, warm_up=0.15, workloads=("echo",), within=40.0,
+QUICK: Final = Settings(engines=(), clients=50, seconds=0.4, rounds=3, warm_up=0.15, workloads=("echo",), within=50.0,
                         attempts=1, idle=500)  # fmt: skip
 """What ``--quick`` measures."""
 _QUICK_WORKLOADS: Final = {"tcp": ("echo",), "udp": ("echo",), "tftp": ("transfer",)}
@@ -53,7 +53,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--protocol", choices=("tcp", "udp", "tftp"), default="tcp", metavar="NAME",
                         help="tcp, udp or tftp (default: tcp)")  # fmt: skip
     parser.add_argument("--workloads", metavar="A,B", help="names, separated by commas (default: all of the protocol)")
-    parser.add_argument("--against", metavar="ENGINE", help="what the others are held against (default: asyncio)")
+    parser.add_argument(
+        "--against", metavar="ENGINE", help="what the others are held against (default: asyncio; over TFTP asyncnet)"
+    )
     parser.add_argument("--clients", type=positive_int, metavar="N",
                         help=f"connections at once (default: {DEFAULTS.clients})")  # fmt: skip
     parser.add_argument("--size", type=positive_int, metavar="N",
@@ -73,7 +75,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--python-load", action="store_true",
                         help="use the load generator in Python, although there is a C compiler")  # fmt: skip
     parser.add_argument("--quick", action="store_true",
-                        help="under a minute: the main workload, 3 short rounds with 50 connections")  # fmt: skip
+                        help="under a minute: the main workload, 3 short rounds, 50 connections")  # fmt: skip
     parser.set_defaults(run=_compare)
 
 
@@ -87,7 +89,7 @@ def available_engines() -> tuple[tuple[str, ...], list[str]]:
 def _settings(arguments: argparse.Namespace) -> tuple[Settings, list[str]]:
     engines, missing = available_engines()
     if arguments.engines is not None:
-        engines, missing = tuple(dict.fromkeys(arguments.engines.split(","))), []
+        engines, missing = tuple(dict.fromkeys(name.strip() for name in arguments.engines.split(","))), []
     for name in (*engines, *([arguments.against] if arguments.against else [])):
         compat.find_engine(name)
     if arguments.against and arguments.against not in engines:

@@ -11,11 +11,13 @@ import attrs
 
 from asyncnet.lab.comparison import Comparison
 from asyncnet.lab.figures import Ratio, Verdict, chance_of, noise_floor, spread_of, two_samples, unlikely
+from asyncnet.lab.generator import why_no_compiler
 from asyncnet.lab.metrics import METRICS, Metric
 from asyncnet.lab.model import AGAIN, CEILING, Run, Settings
 
 __all__ = ["Change", "agreement", "compare_with_baseline", "format_agreement", "format_changes", "read_baseline"]
 
+_SPOKEN: Final = {"c": "C", "python": "Python"}
 _SAME: Final = ("protocol", "clients", "size", "seconds", "idle")
 
 
@@ -50,8 +52,11 @@ def read_baseline(path: Path, comparison_settings: Settings) -> dict[str, Any]:
     """
     try:
         found: dict[str, Any] = json.loads(path.read_text())
-        then = found["settings"]
-        known = {run["engine"] for run in found["runs"]}
+        then = dict(found["settings"])
+        known = {
+            run["engine"] for run in found["runs"] if {"round", "workload", "values", "invalid", "error"} <= {*run}
+        }
+        generator = found["environment"]["load_generator"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path} is no comparison: write one by asyncnet compare --json {path}") from None
     for name in _SAME:
@@ -60,6 +65,9 @@ def read_baseline(path: Path, comparison_settings: Settings) -> dict[str, Any]:
             raise ValueError(
                 f"{path} was measured with {name} {then.get(name)}, not {now}: give the same options as then"
             )
+    own = "python" if comparison_settings.python_load or why_no_compiler() else "c"
+    if generator != own:
+        raise ValueError(f"{path} was measured by the load generator in {_SPOKEN[generator]}, not in {_SPOKEN[own]}")
     if not known & set(comparison_settings.engines):
         raise ValueError(f"{path} has none of the engines {', '.join(comparison_settings.engines)}")
     return found

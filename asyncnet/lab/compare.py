@@ -9,6 +9,7 @@ for all of the block, and the block is measured again, and INVALID if it moves a
 from __future__ import annotations
 
 import random
+import secrets
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -133,7 +134,7 @@ def compare(
     *,
     progress: Callable[[Progress], object] = lambda progress: None,
     measure: Callable[[str, Workload, int, Settings], Run] = measure,
-    seed: int = 1,
+    seed: int | None = None,
 ) -> Comparison:
     """Measure every engine under every workload, round by round.
 
@@ -141,12 +142,13 @@ def compare(
         settings: what to measure.
         progress: called before each measurement.
         measure: what measures; another one for tests.
-        seed: of the order.
+        seed: of the order; None for another one each time.
 
     Raises:
         ValueError: there is no workload of a name that was asked for.
     """
     workloads = workloads_of(settings)
+    seed = secrets.randbits(32) if seed is None else seed
     laboratory = _Laboratory(settings, progress, measure, random.Random(seed), time.monotonic())
     plan = [_of_round(workloads, number) for number in range(1, settings.rounds + 1)]
     laboratory.total = sum(len(laboratory.contestants(workload)) for chosen in plan for workload in chosen)
@@ -156,10 +158,13 @@ def compare(
             break
         for workload in laboratory.order.sample(chosen, len(chosen)):
             laboratory.block(workload, number)
+    laboratory.done = laboratory.total
+    laboratory.tell("done")
     where = environment() | {
         "load_generator": "python" if settings.python_load or why_no_compiler() else "c",
         "no_compiler": why_no_compiler(),
         "seconds": round(time.monotonic() - laboratory.began, 1),
+        "seed": seed,
     }
     return Comparison(settings, workloads, where, tuple(laboratory.runs), tuple(laboratory.readings))
 

@@ -35,7 +35,13 @@ class Summary:
     invalid: tuple[str, ...]
     """Why others do not."""
     notes: tuple[str, ...]
+    """What is different about its runs: a limit that it has, a rate that it did not keep."""
     errors: tuple[str, ...]
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether its load was another one than that of others, so that it is neither the best nor the worst."""
+        return bool(self.notes)
 
 
 @attrs.frozen
@@ -50,10 +56,15 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """Whether every engine was measured and every request answered; what a stop cuts off is a figure."""
-        stops = {workload.name for workload in self.workloads if workload.mode == "stop"}
-        return bool(self.runs) and all(
-            run.error is None and (run.failures == 0 or run.workload in stops) for run in self.runs
+        """Whether every engine was measured and every request answered.
+
+        What a stop cuts off is a figure, and so is a datagram that is lost.
+        """
+        figures = {workload.name for workload in self.workloads if workload.mode in ("stop", "udp")}
+        runs = [run for run in self.runs if run.engine in self.settings.engines]
+        return bool(runs) and all(
+            run.error is None and not run.raw.get("wrong") and (not run.failures or run.workload in figures)
+            for run in runs
         )
 
     def rounds_of(self, engine: str, workload: str, metric: str) -> dict[int, float]:

@@ -25,6 +25,7 @@ import attrs
 
 __all__ = [
     "LEAST_FLOOR",
+    "LEAST_ROUNDS",
     "Interval",
     "Ratio",
     "Verdict",
@@ -43,6 +44,8 @@ _DRAWS: Final = 4000
 _EXACT_UP_TO: Final = 5
 _LEVEL: Final = 0.05
 _OWN_SPREAD_FROM: Final = 3
+LEAST_ROUNDS: Final = 4
+"""Rounds from which on two engines may be called different: the interval of three holds the truth 3 times in 4."""
 
 
 class Verdict(Enum):
@@ -72,11 +75,14 @@ class Ratio:
     high: float
     rounds: int
     floor: float
+    """The noise floor, as a share."""
+    least: int = 2
+    """Rounds from which on something may be said."""
 
     @property
     def verdict(self) -> Verdict:
         """What may be said: a difference is one when the interval lies outside the noise floor."""
-        if self.rounds < 2:
+        if self.rounds < self.least:
             return Verdict.UNKNOWN
         if self.low > 1 + self.floor:
             return Verdict.HIGHER
@@ -111,7 +117,7 @@ def paired_ratio(values: Mapping[int, float], base: Mapping[int, float], floor: 
     if not ratios:
         return None
     found = bootstrap_median(ratios)
-    return Ratio(found.median, found.low, found.high, len(ratios), floor)
+    return Ratio(found.median, found.low, found.high, len(ratios), floor, LEAST_ROUNDS)
 
 
 def noise_floor(again: Mapping[int, float], base: Mapping[int, float]) -> float:

@@ -7,7 +7,9 @@ modes ``hold`` and ``stall``, `asyncnet.lab.transfers` has ``tftp``.
 
 from __future__ import annotations
 
+import errno
 import json
+import random
 import selectors
 import socket
 import struct
@@ -103,7 +105,7 @@ class EchoLoad:
         self.counts = dict.fromkeys(("closed", "refused", "wrong", "lost", "late", "doubled"), 0)
         self.answers = self.all_answers = 0
         begun = time.perf_counter_ns()
-        self.schedule = Schedule(options.rate, options.poisson, begun)
+        self.schedule = Schedule(options.rate, options.poisson, begun, random.Random(options.seed))
         self.begun = begun
         body = bytes((i * 31 + (i >> 8)) & 255 for i in range(size))
         self._body = body if mode == "udp" else body[:-1] + b"\n"
@@ -227,8 +229,9 @@ class EchoLoad:
             return
         good = True
         if mask & selectors.EVENT_WRITE:
-            connection.connected = not connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            good = connection.connected and self._send(connection)
+            error = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            connection.connected = error in (0, errno.ECONNRESET)  # who is reset was connected
+            good = not error and self._send(connection)
         if good and mask & selectors.EVENT_READ:
             good = self._take(connection)
         if not good:
@@ -321,7 +324,7 @@ def _run(words: list[str]) -> dict[str, Any]:
         return run_stall(address, int(rest[0]), int(rest[1]))
     if mode == "tftp":
         options = parse_options(rest[7:])
-        schedule = Schedule(options.rate, options.poisson, time.perf_counter_ns())
+        schedule = Schedule(options.rate, options.poisson, time.perf_counter_ns(), random.Random(options.seed))
         seconds = float(rest[6]) if len(rest) > 6 else 0.0
         return run_transfers(address, rest[0], Path(rest[1]), int(rest[2]), int(rest[3]), int(rest[4]),
                              float(rest[5]), seconds, schedule)  # fmt: skip

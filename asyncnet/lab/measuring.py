@@ -37,11 +37,13 @@ _MOST_LAG: Final = {"c": 20e-6, "python": 1e-3}
 _MOST_LAG_SHARE: Final = 0.05
 _MOST_DELAYED: Final = 0.02
 _MOST_STOLEN: Final = 0.01
-_SAMPLES_FOR_P999: Final = 5_000
-"""So that at least five lie beyond it."""
+_SAMPLES_FOR: Final = {"p99": 500, "service_p99": 500, "p999": 5_000}
+"""Requests from which on a percentile is told, so that at least five lie beyond it."""
 _TRICKLERS: Final = 200
 _OWN_DESCRIPTORS: Final = 64
 """What a process has open beside its connections."""
+_ACTIVE: Final = 8
+"""Connections that an idle server has room for beside those that are held."""
 _SETTLE: Final = 0.3
 _BLOCK_SIZE: Final = 1428
 _WINDOW_SIZE: Final = 16
@@ -113,8 +115,10 @@ def _clients(engine: str, workload: Workload, settings: Settings) -> tuple[int, 
     return (wanted, ()) if wanted <= most else (most, (f"{most} connections instead of {wanted}: {why}",))
 
 
-def _arguments(server: ServerProcess, workload: Workload, clients: int, settings: Settings, path: Path) -> list[object]:
-    options: list[object] = [f"rate={workload.rate}", "arrivals=poisson"] if workload.rate else []
+def _arguments(
+    server: ServerProcess, workload: Workload, number: int, clients: int, settings: Settings, path: Path
+) -> list[object]:
+    options: list[object] = [f"rate={workload.rate}", "arrivals=poisson", f"seed={number}"] if workload.rate else []
     where = [server.host, server.port]
     if workload.mode == "tftp":
         return ["tftp", *where, path.name, path, clients, _BLOCK_SIZE, _WINDOW_SIZE, 30, settings.seconds, *options]
@@ -154,7 +158,7 @@ def _loaded(
             if beside is not None:
                 stack.enter_context(beside(server))
             result = run_load(
-                _arguments(server, workload, clients, settings, path),
+                _arguments(server, workload, number, clients, settings, path),
                 warm_up=settings.warm_up, seconds=settings.seconds, python=settings.python_load,
                 on_measuring=take, on_end=take,
             )  # fmt: skip
@@ -162,13 +166,13 @@ def _loaded(
         status = server.status
         invalid = _invalid(result, workload, stolen)
     found = run_of_result(engine, workload, number, result, taken[0], taken[1])
-    return attrs.evolve(found, notes=notes, invalid=invalid, error=status or found.error)
+    return attrs.evolve(found, notes=(*notes, *found.notes), invalid=invalid, error=status or found.error)
 
 
 def _stealing() -> Callable[[], float]:
     """Return what tells which share of the machine the hypervisor has taken since now."""
     before, began = stolen_seconds(), time.monotonic()
-    return lambda: (stolen_seconds() - before) / (time.monotonic() - began) / max(1, len(cores()))
+    return lambda: (stolen_seconds() - before) / (time.monotonic() - began) / max(1, min(2, len(cores())))
 
 
 def _invalid(result: Mapping[str, Any], workload: Workload, stolen: Callable[[], float]) -> tuple[str, ...]:
@@ -182,10 +186,9 @@ def run_of_result(
     requests, seconds = int(result["requests"]), float(result["seconds"])
     values = {"requests_per_second": requests / seconds} if requests else {}
     if requests:
-        values |= {name: float(result[name]) for name in ("p50", "p90", "p99", "service_p99")}
+        percentiles = ("p50", "p90", "p99", "p999", "service_p99")
+        values |= {name: float(result[name]) for name in percentiles if requests >= _SAMPLES_FOR.get(name, 1)}
         values["load_busy"] = result["cpu_seconds"] / seconds
-        if requests >= _SAMPLES_FOR_P999:
-            values["p999"] = float(result["p999"])
         if workload.rate:
             values["lag_p99"] = float(result["lag_p99"])
         if "bytes" in result:
@@ -195,7 +198,10 @@ def run_of_result(
         values |= {"cpu": user + system, "cpu_user": user, "cpu_system": system}
     failures = sum(int(result.get(key, 0)) for key in ("closed", "refused", "wrong", "lost", "failed", "unsent"))
     error = None if requests else "no request was answered"
-    return Run(engine, workload.name, number, values, failures, requests, error=error, raw=dict(result))
+    notes: tuple[str, ...] = ()
+    if workload.rate and int(result.get("waiting", 0)) > max(20.0, 0.01 * workload.rate * seconds):
+        notes = (f"{requests / seconds:.0f} answers/s of {workload.rate:g} offered: its latency grows with the run",)
+    return Run(engine, workload.name, number, values, failures, requests, error=error, notes=notes, raw=dict(result))
 
 
 def why_invalid(result: Mapping[str, Any], workload: Workload, stolen: float, *, alone: bool) -> tuple[str, ...]:
@@ -227,8 +233,10 @@ def why_invalid(result: Mapping[str, Any], workload: Workload, stolen: float, *,
 
 def _idle(engine: str, workload: Workload, number: int, settings: Settings) -> Run:
     """Hold connections open: what memory each takes, and how fast one among them is answered."""
-    wanted, notes = _clients(engine, workload, settings)
-    wanted = max(1, wanted - 8) if notes else wanted
+    most, why = _most_clients(engine, settings)
+    most = max(1, most - _ACTIVE)
+    wanted = min(workload.clients, most)
+    notes = () if wanted == workload.clients else (f"{wanted} connections instead of {workload.clients}: {why}",)
     steps = [wanted // 4, wanted // 2, wanted] if wanted >= 8 else [wanted]
     points: list[tuple[float, float]] = []
     stolen = _stealing()
@@ -248,8 +256,8 @@ def _idle(engine: str, workload: Workload, number: int, settings: Settings) -> R
                 if (memory := memory_of(server.pid)) is not None:
                     points.append((held, memory))
             kernel = kernel_tcp_bytes() - kernel
-            one = Workload(workload.name, "", "echo", clients=1, size=workload.size, rate=200)
-            result = run_load(_arguments(server, one, 1, settings, path), warm_up=settings.warm_up,
+            one = Workload(workload.name, "", "echo", clients=1, size=workload.size, rate=500)
+            result = run_load(_arguments(server, one, number, 1, settings, path), warm_up=settings.warm_up,
                               seconds=settings.seconds, python=settings.python_load)  # fmt: skip
             ended = [load.result(30) for load in holds]
         server.stop()
@@ -262,8 +270,8 @@ def _idle(engine: str, workload: Workload, number: int, settings: Settings) -> R
         values["memory"] = max(0.0, _slope([(0.0, float(before)), *points]))
     missing = held - int(values["held"])
     failures = missing + found.failures
-    return Run(engine, workload.name, number, values, failures, found.requests, notes=notes, error=found.error,
-               invalid=invalid, raw=dict(result))  # fmt: skip
+    return Run(engine, workload.name, number, values, failures, found.requests, notes=notes, invalid=invalid,
+               error=server.status or found.error, raw=dict(result))  # fmt: skip
 
 
 def _slope(points: list[tuple[float, float]]) -> float:
@@ -322,7 +330,7 @@ def _stop(engine: str, workload: Workload, number: int, settings: Settings) -> R
     clients, notes = _clients(engine, workload, settings)
     stolen = _stealing()
     with _server(engine, workload, settings) as (server, path):
-        arguments = _arguments(server, workload, clients, settings, path)
+        arguments = _arguments(server, workload, number, clients, settings, path)
         with loading(arguments, python=settings.python_load) as load:
             load.wait_until_measuring(30)
             time.sleep(settings.seconds / 3)

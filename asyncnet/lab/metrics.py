@@ -43,7 +43,7 @@ METRICS: Final = {
         Metric("service_p99", "service ms", 1e3, 2),
         Metric("memory", "KiB/conn", 1 / 1024, 1, judged=True),
         Metric("kernel_memory", "kernel KiB", 1 / 1024, 1),
-        Metric("held", "held"),
+        Metric("held", "held", more_is_better=True),
         Metric("stop_seconds", "stop s", 1, 2),
         Metric("broken", "cut off"),
         Metric("complete", "complete", more_is_better=True),

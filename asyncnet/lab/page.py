@@ -143,7 +143,10 @@ def _latencies(comparison: Comparison) -> Iterator[str]:
         found = [summary for summary in comparison.summaries(workload.name) if summary.engine != CEILING]
         places = [name for name in _PERCENTILES if all(name in summary.values for summary in found if summary.values)]
         all_curves = [
-            Curve(summary.engine, tuple(summary.values[name].median * 1e3 for name in places))
+            Curve(
+                summary.engine + ("" if summary.rounds else " (INVALID)"),
+                tuple(summary.values[name].median * 1e3 for name in places),
+            )
             for summary in found
             if summary.values
         ]

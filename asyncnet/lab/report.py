@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable
 from typing import Final
 
 import attrs
 
 from asyncnet.lab.comparison import Comparison, Summary
-from asyncnet.lab.figures import Ratio, Verdict
+from asyncnet.lab.figures import LEAST_ROUNDS, Ratio, Verdict
 from asyncnet.lab.metrics import METRICS
 from asyncnet.lab.model import AGAIN, CEILING, Workload
 from asyncnet.lab.workloads import MAIN
@@ -30,6 +31,7 @@ COLUMNS: Final = {
 _BEST: Final = "32"
 _WORST: Final = "31"
 _MANY: Final = 3
+_MOST_FLOOR: Final = 0.3
 
 
 @attrs.frozen
@@ -62,7 +64,7 @@ def title_of(comparison: Comparison) -> str:
     limited = ", client-limited" if _is_limited(comparison) else ""
     return (
         f"{settings.protocol.upper()}, {rounds} rounds of {settings.seconds:g} s, medians; "
-        f"ratios to {settings.baseline} with 95 % intervals{limited}"
+        f"ratios to {settings.baseline}{' with 95 % intervals' if rounds >= LEAST_ROUNDS else ''}{limited}"
     )
 
 
@@ -109,14 +111,14 @@ def _coloured(text: str, mark: str) -> str:
 
 
 def _columns(comparison: Comparison, workload: Workload) -> list[_Column]:
-    columns = [_Column("engine", 12, lambda summary: summary.engine)]
+    columns = [_Column("engine", 11, lambda summary: summary.engine)]
     closed = not workload.rate and workload.mode in ("echo", "udp", "churn", "tftp")
     if closed:
         columns.append(_metric("requests_per_second", 11))
         columns.append(_Column("% of C", 7, _of_ceiling))
         columns.append(_Column("ratio", 19, lambda summary: spoken_ratio(summary.ratios.get("requests_per_second"))))
     if closed or (workload.rate and workload.mode != "slow"):
-        columns.append(_Column("CPU µs=user+sys", 17 if not closed else 16, _cpu))
+        columns.append(_Column("CPU µs=user+sys ", 18 if not closed else 17, _cpu, "cpu"))
     columns += [_metric(name, 9 if closed else 12) for name in COLUMNS[workload.mode]]
     if workload.rate and workload.mode != "slow":
         columns.append(_Column("p99 ratio", 20, lambda summary: spoken_ratio(summary.ratios.get("p99"))))
@@ -167,7 +169,7 @@ def best_and_worst(comparison: Comparison, workload: str, metric: str) -> tuple[
     found = {
         summary.engine: summary.values[metric].median
         for summary in comparison.summaries(workload)
-        if metric in summary.values and summary.rounds and summary.engine != CEILING
+        if metric in summary.values and summary.rounds and summary.engine != CEILING and not summary.is_limited
     }
     if len(found) < 2 or min(found.values()) == max(found.values()):
         return None, None
@@ -192,6 +194,8 @@ def notes_of(comparison: Comparison) -> list[str]:
     again = comparison.rounds_of(AGAIN, main, "requests_per_second")
     how = "the baseline against itself" if again else "the least; the baseline has no second measurement that counts"
     notes.append(f"noise floor of the rate in {main}: {floor:.1%} ({how})")
+    if floor > _MOST_FLOOR:
+        notes.append(f"{comparison.settings.baseline} differs that much from itself: use --against another engine")
     for summary in comparison.summaries():
         notes += [f"{summary.engine}, {summary.workload}: {text}" for text in (*summary.errors, *summary.notes)]
     notes += _invalid(comparison)
@@ -212,13 +216,4 @@ def _invalid(comparison: Comparison) -> list[str]:
 
 
 def _wrapped(note: str) -> str:
-    lines: Sequence[str] = [""]
-    lines = []
-    line = ""
-    for word in note.split(" "):
-        if line and len(line) + 1 + len(word) > WIDTH:
-            lines.append(line)
-            line = "  " + word
-        else:
-            line = f"{line} {word}" if line else word
-    return "\n".join([*lines, line])
+    return textwrap.fill(note, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)

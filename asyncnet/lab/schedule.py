@@ -22,10 +22,11 @@ class Schedule:
     rate: float
     poisson: bool
     next_due: int
+    random: random.Random = attrs.field(factory=lambda: random.Random(1))
+    """What the gaps of Poisson arrivals are drawn from."""
     waiting: deque[int] = attrs.field(factory=deque)
     """When the requests that found no free connection were to be sent."""
     unsent: int = 0
-    _random: random.Random = attrs.field(factory=lambda: random.Random(1))
 
     def take_due(self, now: int) -> None:
         """Let everything wait that is due."""
@@ -34,7 +35,7 @@ class Schedule:
                 self.waiting.append(self.next_due)
             else:
                 self.unsent += 1
-            gap = self._random.expovariate(self.rate) if self.poisson else 1 / self.rate
+            gap = self.random.expovariate(self.rate) if self.poisson else 1 / self.rate
             self.next_due += int(gap * 1e9) + 1
 
 

@@ -8,6 +8,8 @@ __all__ = ["MAIN", "RATES", "workloads_of"]
 
 RATES = (500, 2000, 5000)
 """Requests a second that everybody is offered, whatever it can take at most."""
+BURN_RATE = 5000
+"""So that while one burns, five others arrive."""
 MAIN = {"tcp": "echo", "udp": "echo", "tftp": "transfer"}
 """The workload of each protocol that the first table is about."""
 
@@ -45,8 +47,8 @@ def _tcp(settings: Settings) -> list[Workload]:
                  rounds=2),
         Workload("slow", "slow clients: 200 connections that trickle, 10 at 500 requests/s", "slow", clients=10,
                  size=64, rate=500),
-        Workload("burn", "1 % of the requests burn 1 ms of CPU; 500 requests/s offered", handler="burn", clients=50,
-                 size=64, rate=500),
+        Workload("burn", f"1 % of the requests burn 1 ms of CPU; {BURN_RATE} requests/s offered", handler="burn",
+                 clients=50, size=64, rate=BURN_RATE),
         Workload("stall", "write-heavy: 20 readers that stall, 8 MiB owed to each", "stall", "bulk", clients=20,
                  size=8 << 20, rounds=2),
         Workload("stop", "SIGTERM under load: 50 connections at once, one for each request", "stop", clients=50,
@@ -61,8 +63,8 @@ def _udp(settings: Settings) -> list[Workload]:
         Workload("echo-64-1", "UDP echo: 1 peer, 64 bytes", "udp", clients=1, size=64),
         Workload("echo-8k-10", "UDP echo: 10 peers, 8 KiB", "udp", clients=10, size=8192),
         *_at_rates(clients, size, "udp"),
-        Workload("burn", "1 % of the requests burn 1 ms of CPU; 500 requests/s offered", "udp", "burn", clients=50,
-                 size=64, rate=500),
+        Workload("burn", f"1 % of the requests burn 1 ms of CPU; {BURN_RATE} requests/s offered", "udp", "burn",
+                 clients=50, size=64, rate=BURN_RATE),
     ]  # fmt: skip
 
 

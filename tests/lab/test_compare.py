@@ -191,6 +191,47 @@ def test_pairs_that_differ_are_in_the_same_order_in_two_runs(whole: Comparison) 
         assert len(once) == 3
 
 
+def test_a_pair_needs_four_rounds_to_be_called_different() -> None:
+    few = compare(attrs.evolve(SETTINGS, rounds=3), measure=figures)
+    assert list(few.differences("echo", "requests_per_second")) == []
+    table = format_table(few)
+    assert "95 %" not in table
+    assert " 2.50 " in table
+
+
+def test_the_order_and_the_arrivals_are_others_each_time() -> None:
+    seeds = {compare(attrs.evolve(SETTINGS, rounds=1), measure=figures).environment["seed"] for _ in range(3)}
+    assert len(seeds) == 3
+    assert compare(attrs.evolve(SETTINGS, rounds=1), measure=figures, seed=7).environment["seed"] == 7
+
+
+def test_the_progress_ends_when_everything_is_measured() -> None:
+    steps: list[Progress] = []
+    compare(attrs.evolve(SETTINGS, rounds=1), measure=figures, progress=steps.append)
+    assert steps[-1].done == steps[-1].total
+
+
+def test_who_has_another_load_is_neither_the_best_nor_the_worst() -> None:
+    def limited(engine: str, workload: Workload, number: int, settings: Settings) -> Run:
+        found = figures(engine, workload, number, settings)
+        return attrs.evolve(found, notes=("256 connections instead of 1000: 256 threads",) * (engine == "asyncnet"))
+
+    rows = {line.split()[0]: line for line in format_table(compare(SETTINGS, measure=limited)).splitlines() if line}
+    assert "2515 " in rows["asyncnet"]
+    assert "1509+" in rows["epoll"]
+
+
+def test_more_connections_held_are_better() -> None:
+    def held(engine: str, workload: Workload, number: int, settings: Settings) -> Run:
+        found = figures(engine, workload, number, settings)
+        return attrs.evolve(found, values={**found.values, "held": 50.0 if engine == "epoll" else 100.0})
+
+    settings = attrs.evolve(SETTINGS, rounds=2, workloads=("idle",))
+    rows = {line.split()[0]: line for line in format_table(compare(settings, measure=held)).splitlines() if line}
+    assert "50-" in rows["epoll"]
+    assert "100+" in rows["asyncio"]
+
+
 def test_p999_needs_enough_requests_in_every_round(whole: Comparison) -> None:
     def without(run: Run) -> Run:
         values = {name: value for name, value in run.values.items() if name != "p999" or run.round > 1}

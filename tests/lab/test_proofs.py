@@ -180,7 +180,7 @@ def test_fewer_connections_where_the_hard_limit_of_descriptors_is_low() -> None:
     assert run["error"] is None
     assert run["failures"] == 0
     assert 40 < run["values"]["held"] < 128
-    assert run["notes"] == ["64 connections instead of 200: a process may have 128 descriptors open here (ulimit -Hn)"]
+    assert run["notes"] == ["56 connections instead of 200: a process may have 128 descriptors open here (ulimit -Hn)"]
 
 
 def test_an_engine_with_a_limit_gets_as_many_connections_as_it_takes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -23,16 +24,19 @@ def native_tool(name: str) -> Path:
         name: ``"load"``, the load generator, or ``"echo"``, the echo servers that are the ceiling.
 
     Raises:
-        FileNotFoundError: there is no C compiler.
+        FileNotFoundError: there is no C compiler; ``CC`` names another one than ``cc``, with options if need be.
+        OSError: the cache (``XDG_CACHE_HOME``, else ``~/.cache``) cannot be written.
         RuntimeError: the source does not compile here.
     """
     source = Path(__file__).with_name(f"{name}.c")
-    compiler = shutil.which(os.environ.get("CC", "cc"))
+    command = shlex.split(os.environ.get("CC") or "cc")
+    compiler = shutil.which(command[0])
     if compiler is None:
         raise FileNotFoundError("no C compiler found: on Debian, apt-get install gcc libc6-dev, or set CC")
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
+    compile_by = [compiler, *command[1:], *_FLAGS]
+    version = subprocess.run([compiler, *command[1:], "--version"], capture_output=True, check=False).stdout
     code = source.read_bytes() + source.with_name("common.h").read_bytes()
-    key = hashlib.sha256(code + version + " ".join((*_FLAGS, *_LIBRARIES)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(code + version + " ".join((*compile_by, *_LIBRARIES)).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asyncnet"
     target = cache / f"{name}-{key}"
     if target.exists():
@@ -41,7 +45,7 @@ def native_tool(name: str) -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as folder:
         made = Path(folder) / name
         done = subprocess.run(
-            [compiler, *_FLAGS, "-o", str(made), str(source), *_LIBRARIES], capture_output=True, text=True, check=False
+            [*compile_by, "-o", str(made), str(source), *_LIBRARIES], capture_output=True, text=True, check=False
         )
         if done.returncode:
             raise RuntimeError(f"{compiler} cannot compile {source}: {done.stderr.strip()}")

@@ -52,7 +52,7 @@
 enum kind { ECHO, CHURN, UDP };
 
 struct connection {
-    int fd, connected, wants_room, busy;
+    int fd, connected, reset, wants_room, busy;
     uint64_t number, answered, due, intended, started_at;
     size_t sent, got;
 };
@@ -70,6 +70,7 @@ static int open_connection(struct connection *c, uint32_t index) {
     if (c->fd < 0) return -1;
     c->sent = c->got = 0;
     c->connected = kind == UDP;
+    c->reset = 0;
     c->wants_room = kind != UDP;
     if (kind != UDP) {
         setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
@@ -128,6 +129,7 @@ static int send_more(struct connection *c, uint32_t index) {
 static int take(struct connection *c, uint32_t index) {
     ssize_t n = recv(c->fd, answer, sizeof answer, 0);
     if (n < 0 && errno == EAGAIN) return 0;
+    c->reset = n < 0 && errno == ECONNRESET; /* so it was connected, though nobody has told us */
     if (n <= 0) return -1;
     stamp(c, index);
     if (!c->busy || (size_t)n > c->sent - c->got || memcmp(answer, message + c->got, (size_t)n)) {
@@ -190,6 +192,7 @@ static void start_waiting(struct connection *all) {
         first_idle = (first_idle + 1) % places;
         idle_count--;
         struct connection *c = &all[index];
+        if (c->fd < 0 && kind != CHURN) continue; /* the server has closed it, which is counted */
         first_waiting++;
         if (intended >= c->due) record(&lag, now - intended);
         if (start(c, index, intended, now)) {
@@ -280,10 +283,10 @@ static int run_loop(int count, double warm_up, double seconds) {
                 if (rate <= 0) done = start(c, index, now, now);
                 if (done >= 0) continue;
             }
-            if (c->connected || kind != CHURN) closed_by_server++;
+            int was_connected = c->connected || c->reset;
+            if (was_connected || kind != CHURN) closed_by_server++;
             else refused++;
             if (c->fd >= 0) end_connection(c);
-            int was_connected = c->connected;
             if (c->busy && kind == CHURN && was_connected) { /* one connection broke, the server may go on */
                 finish(c, index, now);
                 if (rate > 0 || !start(c, index, now, now)) continue;
