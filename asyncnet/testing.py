@@ -150,9 +150,12 @@ class UdpRelay:
 
     def _on_server(self, upstream: socket.socket, direction: _Direction, client: Address) -> None:
         for data, server in _read(upstream):
-            # A TFTP server answers from a new port, and what the client sends next is meant for that one.
-            self._answered_from[client] = server
-            self._forward(direction, data, partial(_send_to, self._sock, client))
+            self._forward(direction, data, partial(self._answer, client, server))
+
+    def _answer(self, client: Address, server: Address, data: bytes) -> None:
+        # A TFTP server answers from a new port, and what a client sends is meant for that one once it has heard of it.
+        self._answered_from[client] = server
+        self._sock.sendto(data, client)
 
     def _upstream(self, client: Address) -> tuple[socket.socket, _Direction] | None:
         if client not in self._upstreams:

@@ -35,6 +35,11 @@ ECHO: Final = (
     "asyncio-dgram on uvloop",
     "anyio on uvloop",
     "asyncio protocol",
+    "socketserver",
+    "gevent socket",
+    "Twisted protocol",
+    "trio socket",
+    "curio socket",
 )
 PING_PONG: Final = ("asyncnet protocol", "asyncnet endpoint", "uvloop protocol", C_ONE, CEILING)
 BULK: Final = (

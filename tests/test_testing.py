@@ -114,6 +114,16 @@ async def test_answers_of_another_port_are_the_clients_from_then_on() -> None:
         assert (await transfer.recv())[0] == b"next"
 
 
+async def test_a_client_that_has_not_heard_of_another_port_means_the_first_one() -> None:
+    async with bad_network(delay=0.2) as (client, relay, server), udp.bind(server.local_addr[0], 0) as transfer:
+        await client.send(b"request")
+        _, addr = await server.recv()
+        await transfer.send(b"answer", addr)
+        await until(lambda: relay.stats.arrived == 2)
+        await client.send(b"request again")
+        assert (await server.recv())[0] == b"request again"
+
+
 @pytest.mark.parametrize("wrong", [
     {"loss": 1.5}, {"duplicate": -0.1}, {"reorder": 2.0}, {"corrupt": 1.1}, {"delay": -1.0}, {"rate": 0.0},
     {"queue": 0},

@@ -6,6 +6,7 @@ Each imports only what its way needs: what else lies on the heap decides how fas
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -106,6 +107,86 @@ async def fastnet() -> None:
     transport.close()
 
 
+def socketserver_server() -> None:
+    import socketserver
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            data, sock = self.request
+            sock.sendto(data, self.client_address)
+
+    class Server(socketserver.UDPServer):
+        max_packet_size = 65536
+
+    with Server((HOST, 0), Handler) as server:
+        announce(server.server_address)
+        _until_terminated(server.serve_forever)
+
+
+def gevent_server() -> None:
+    """One greenlet for all: `DatagramServer` with a greenlet for each datagram costs more."""
+    from gevent import socket
+
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind((HOST, 0))
+    announce(sock.getsockname())
+
+    def serve() -> None:
+        while True:
+            sock.sendto(*sock.recvfrom(65536))
+
+    _until_terminated(serve)
+
+
+def twisted_server() -> None:
+    from twisted.internet import epollreactor
+
+    epollreactor.install()
+    from twisted.internet import protocol, reactor
+
+    class TwistedEcho(protocol.DatagramProtocol):
+        noisy = False
+
+        def datagramReceived(self, datagram: bytes, addr: Any) -> None:
+            self.transport.write(datagram, addr)
+
+    port: Any = reactor.listenUDP(0, TwistedEcho(), interface=HOST, maxPacketSize=65536)
+    announce(port.socket.getsockname())
+    reactor.run()
+
+
+def trio_server() -> None:
+    import trio
+
+    async def main() -> None:
+        sock = trio.socket.socket(trio.socket.AF_INET, trio.socket.SOCK_DGRAM)
+        await sock.bind((HOST, 0))
+        announce(sock.getsockname())
+        while True:
+            await sock.sendto(*await sock.recvfrom(65536))
+
+    _until_terminated(lambda: trio.run(main))
+
+
+def curio_server() -> None:
+    import curio
+    from curio import socket
+
+    async def main() -> None:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind((HOST, 0))
+        announce(sock.getsockname())
+        while True:
+            await sock.sendto(*await sock.recvfrom(65536))
+
+    _until_terminated(lambda: curio.run(main))
+
+
+def _until_terminated(run: Callable[[], object]) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    run()
+
+
 def uvloop_loop() -> asyncio.AbstractEventLoop:
     import uvloop
 
@@ -130,8 +211,18 @@ WAYS: dict[str, tuple[Loop, Callable[[], Coroutine[Any, Any, None]]]] = {
     "asyncnet protocol on asyncio": (partial(asyncnet_loop, "asyncio"), protocol),
     "asyncnet endpoint": (asyncnet_loop, endpoint),
 }
+WITHOUT_ASYNCIO: dict[str, Callable[[], None]] = {
+    "socketserver": socketserver_server,
+    "gevent socket": gevent_server,
+    "Twisted protocol": twisted_server,
+    "trio socket": trio_server,
+    "curio socket": curio_server,
+}
 
 if __name__ == "__main__":
-    factory, main = WAYS[sys.argv[1]]
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(main())
+    if sys.argv[1] in WITHOUT_ASYNCIO:
+        WITHOUT_ASYNCIO[sys.argv[1]]()
+    else:
+        factory, main = WAYS[sys.argv[1]]
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main())
