@@ -29,7 +29,7 @@ async def test_every_responder_on_one_port_answers() -> None:
         broadcast.answer(lambda data, addr: b"first " + data, 0) as first,
         broadcast.answer(lambda data, addr: b"second " + data, first.address[1]) as second,
     ):
-        replies = await ask_all(b"Hi", first.address[1], limit=2)
+        replies = await ask_all(b"Hi", first.address[1], limit=2, repeat_at=[0.0])
         assert {reply.data for reply in replies} == {b"first Hi", b"second Hi"}
         assert all(reply.interface == "lo" for reply in replies)
         assert all(reply.addr[1] == first.address[1] for reply in replies)
@@ -42,7 +42,8 @@ async def test_a_question_is_asked_at_once_and_twice_more() -> None:
     heard: list[float] = []
     async with broadcast.answer(lambda data, addr: heard.append(loop.time()), 0) as answerer:
         begin = loop.time()
-        assert await ask_all(b"Hi", answerer.address[1], timeout=2) == []
+        # In an envelope: repetitions that are heard together after a pause are told from copies.
+        assert await ask_all(b"Hi", answerer.address[1], timeout=2, window=0.0) == []
     assert len(heard) == 3
     assert heard[1] - begin >= 0.25
     assert heard[2] - begin >= 1.0
@@ -56,12 +57,13 @@ async def test_answers_spread_over_the_window() -> None:
     ):
         begin = loop.time()
         for number in range(30):
-            await asker.send(encode(Question(number.to_bytes(8), 0, 0.5, b"")), ("127.0.0.1", answerer.address[1]))
+            await asker.send(encode(Question(number.to_bytes(8), 0, 1.5, b"")), ("127.0.0.1", answerer.address[1]))
         times = []
         for _ in range(30):
             await asker.recv()
             times.append(loop.time() - begin)
-    assert times[-1] - times[0] > 0.25  # by chance once in a hundred million
+    # By chance not so once in thirty million, even if everything stands still for half a second.
+    assert times[-1] - times[0] > 0.25
 
 
 async def test_a_handler_may_be_async_and_may_say_nothing() -> None:
@@ -71,7 +73,7 @@ async def test_a_handler_may_be_async_and_may_say_nothing() -> None:
 
     async with broadcast.answer(handler, 0) as answerer:
         port = answerer.address[1]
-        assert [reply.data for reply in await ask_all(b"you", port, limit=1)] == [b"you"]
+        assert [reply.data for reply in await ask_all(b"you", port, limit=1, repeat_at=[0.0])] == [b"you"]
         assert await ask_all(b"somebody else", port, timeout=0.05) == []
         assert (answerer.stats.questions, answerer.stats.answers) == (2, 1)
 
@@ -212,8 +214,8 @@ async def test_with_a_window_answers_are_told_apart_by_their_programs() -> None:
     async with broadcast.answer(lambda data, addr: b"the same", 0, delay=0.02) as first:
         port = first.address[1]
         async with broadcast.answer(lambda data, addr: b"the same", port, delay=0.02):
-            assert len(await ask_all(b"Hi", port, timeout=0.15)) == 1
-            replies = await ask_all(b"Hi", port, timeout=0.2, window=0.05)
+            assert len(await ask_all(b"Hi", port, timeout=1.0)) == 1
+            replies = await ask_all(b"Hi", port, timeout=1.0, window=0.05)
             assert len(replies) == len({reply.instance for reply in replies}) == 2
             assert {reply.data for reply in replies} == {b"the same"}
 
@@ -221,7 +223,7 @@ async def test_with_a_window_answers_are_told_apart_by_their_programs() -> None:
 async def test_the_asker_names_the_window_and_repetitions_bring_no_duplicates() -> None:
     async with broadcast.answer(lambda data, addr: data, 0, delay=60.0) as answerer:
         asking = broadcast.ask(
-            b"Hi", answerer.address[1], to=LOOPBACK, window=0.02, timeout=0.25, repeat_at=[0.0, 0.05, 0.1]
+            b"Hi", answerer.address[1], to=LOOPBACK, window=0.02, timeout=1.0, repeat_at=[0.0, 0.05, 0.1]
         )
         assert [reply.data async for reply in asking] == [b"Hi"]
         assert asking.stats.sent == 3
@@ -231,7 +233,7 @@ async def test_the_asker_names_the_window_and_repetitions_bring_no_duplicates() 
 
 
 async def test_a_broadcast_waits_a_random_delay_and_a_question_to_one_host_does_not() -> None:
-    async with broadcast.answer(lambda data, addr: data, 0, delay=60.0) as answerer:
+    async with broadcast.answer(lambda data, addr: data, 0, delay=1e6) as answerer:
         port = answerer.address[1]
         assert await ask_all(b"Hi", port, timeout=0.1) == []
         direct = [reply async for reply in broadcast.ask(b"Hi", port, to=["127.0.0.1"], limit=1)]
@@ -244,7 +246,7 @@ async def test_late_answers_are_heard_until_the_end() -> None:
         return b"late"
 
     async with broadcast.answer(handler, 0, delay=0.0) as answerer:
-        assert [reply.data for reply in await ask_all(b"Hi", answerer.address[1], timeout=0.25, repeat_at=[0.0])] == [
+        assert [reply.data for reply in await ask_all(b"Hi", answerer.address[1], timeout=1.0, repeat_at=[0.0])] == [
             b"late"
         ]
 
@@ -253,7 +255,7 @@ async def test_the_own_question_is_left_out_unless_asked_for() -> None:
     async with broadcast.answer(lambda data, addr: b"answer", 0, delay=0.0) as answerer:
         port = answerer.address[1]
         for window in (None, 0.0):
-            options = {"local_port": port, "timeout": 0.08, "window": window}
+            options = {"local_port": port, "timeout": 0.6, "window": window}
             asking = broadcast.ask(b"Hi", port, to=LOOPBACK, **options)  # type: ignore[arg-type]
             replies = [reply async for reply in asking]
             assert asking.stats.own >= 1
@@ -275,16 +277,19 @@ async def test_nothing_answers_an_answer() -> None:
 
 
 async def test_a_source_that_asks_too_often_is_limited() -> None:
+    loop = asyncio.get_running_loop()
     async with (
         broadcast.answer(lambda data, addr: data, 0, max_rate=5) as answerer,
         udp.connect("127.0.0.1", answerer.address[1]) as peer,
         udp.connect("127.0.0.1", answerer.address[1], local_addr=("127.0.0.9", 0)) as other,
     ):
+        begin = loop.time()
         for _ in range(50):
             await peer.send(b"x")
         await until(lambda: answerer.stats.questions == 50)
-        assert answerer.stats.answers == 10
-        assert answerer.stats.limited == 40
+        stats = answerer.stats
+        assert 10 <= stats.answers <= 10.01 + 5 * (loop.time() - begin)  # at once, and a second
+        assert stats.limited == 50 - stats.answers
         await other.send(b"y")
         assert (await other.recv())[0] == b"y"
 
@@ -356,7 +361,7 @@ async def test_an_interface_that_fails_beside_one_that_works_is_told(monkeypatch
     gone = Interface("gone0", 99_999, 1500, flags, (InterfaceAddress.of("192.0.2.1", 24),))
     monkeypatch.setattr(medium, "interfaces", lambda: [gone, loopback])
     async with broadcast.answer(lambda data, addr: data, 0) as answerer:
-        asking = broadcast.ask(b"Hi", answerer.address[1], limit=1)
+        asking = broadcast.ask(b"Hi", answerer.address[1], limit=1, repeat_at=[0.0])
         assert [reply.data async for reply in asking] == [b"Hi"]
         told = {report.way.interface: (report.sent, report.failed, bool(report.error)) for report in asking.ways}
         assert told == {"gone0": (0, 1, True), "lo": (1, 0, False)}

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="127.255.255.255
 
 LOOPBACK = ["127.255.255.255"]
 KEY = b"a shared secret"
-FAST: dict[str, Any] = {"interval": 0.1, "expiry": 0.5}
+FAST: dict[str, Any] = {"interval": 0.1, "expiry": 5.0}
 
 
 @pytest.fixture
@@ -92,13 +92,14 @@ async def test_only_the_service_that_is_browsed_for_and_every_one_for_a_star(por
 
 async def test_an_announcer_that_is_silent_has_left_within_its_expiry(port: int) -> None:
     async with browsing("printer", port) as browser, udp.bind("127.0.0.1", 0, broadcast=True) as dead:
+        loop = asyncio.get_running_loop()
         now = time.time_ns() // 1000
-        packet = Present(b"instance", b"the node", NO_ID, now, 0, 0.4, 631, "printer", {})
+        packet = Present(b"instance", b"the node", NO_ID, now, 0, 2.0, 631, "printer", {})
+        begin = loop.time()
         await dead.send(encode(packet), (LOOPBACK[0], port))
         await event_of(browser, "joined")
-        begin = asyncio.get_running_loop().time()
         await event_of(browser, "left", "expired")
-        assert 0.2 < asyncio.get_running_loop().time() - begin < 0.6
+        assert 1.9 < loop.time() - begin < 3.0
         assert browser.stats.questions >= 2  # it was asked for before it was given up
 
 
@@ -169,6 +170,7 @@ async def test_rubbish_is_counted_by_kind_and_ends_nothing(port: int) -> None:
             rubbish += [choose.randbytes(choose.randrange(100)), bytes(damaged)]
         for data in rubbish:
             await attacker.send(data, (LOOPBACK[0], port))
+            await asyncio.sleep(0)  # the buffers of the two that hear it have no room for all of it
         for stats in (browser.stats, announcer.stats):
             await until(lambda: stats.wrong_magic >= 300)  # noqa: B023
             assert min(stats.unknown_version, stats.unknown_kind, stats.malformed) >= 1
@@ -178,13 +180,16 @@ async def test_rubbish_is_counted_by_kind_and_ends_nothing(port: int) -> None:
 
 
 async def test_questions_by_the_hundred_are_answered_a_few_times(port: int) -> None:
+    loop = asyncio.get_running_loop()
     async with announcing("printer", port) as announcer, udp.bind("127.0.0.1", 0, broadcast=True) as asker:
+        begin = loop.time()
         for number in range(100):
             question = Who(number.to_bytes(8, "big"), "printer", time.time_ns() // 1000, 0.0)
             await asker.send(encode(question), (LOOPBACK[0], port))
         await until(lambda: announcer.stats.questions == 100)
-        assert announcer.stats.answers == 10
-        assert announcer.stats.limited == 90
+        stats = announcer.stats
+        assert 10 <= stats.answers <= 10.01 + 5 * (loop.time() - begin)  # at once, and a second
+        assert stats.limited == 100 - stats.answers
         data, _ = await asker.recv()
         packet = decode(data)
         assert isinstance(packet, Present)

@@ -32,6 +32,8 @@ from asyncnet.tftp.server import Server
 from asyncnet.udp import Endpoint
 
 CONTENT = random.Random(5).randbytes(30_000)
+PATIENT = Timing(initial=30.0, floor=30.0, window_floor=30.0, cap=30.0)
+"""A machine that pauses must not see a packet twice."""
 QUICK = Timing(initial=0.05, floor=0.05, cap=0.05, max_retransmits=2, patience=0)
 
 
@@ -45,6 +47,14 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["a port each", "single port"])
 async def server(root: Path, request: pytest.FixtureRequest) -> AsyncIterator[Server]:
+    single = request.param == "single port"
+    async with serve(root, "127.0.0.1", 0, write="create", single_port=single, timing=PATIENT, grace=0) as server:
+        yield server
+
+
+@pytest.fixture(params=["a port each", "single port"])
+async def quick_server(root: Path, request: pytest.FixtureRequest) -> AsyncIterator[Server]:
+    """It gives up soon."""
     single = request.param == "single port"
     async with serve(root, "127.0.0.1", 0, write="create", single_port=single, timing=QUICK, grace=0) as server:
         yield server
@@ -120,7 +130,7 @@ async def test_cve_2021_41054_the_oack_is_longer_than_the_blocks(server: Server,
 
 async def test_cve_2019_5482_the_server_forgets_the_small_blocks_that_were_asked_for() -> None:
     async with udp.bind("127.0.0.1", 0) as forgetful:
-        async with Client(*forgetful.local_addr[:2], block_size=8) as client:
+        async with Client(*forgetful.local_addr[:2], block_size=8, timing=PATIENT) as client:
             task = asyncio.create_task(client.read("file"))
             _, addr = await recv(forgetful)
             await forgetful.send(encode_packet(OptionAck((("tsize", "600"),))), addr)
@@ -244,8 +254,9 @@ async def test_a_stranger_cannot_end_or_change_an_upload(server: Server, peer: E
     assert (root / "new").read_bytes() == b"genuine"
 
 
-async def test_nothing_that_arrives_ends_the_server(server: Server, root: Path) -> None:
+async def test_nothing_that_arrives_ends_the_server(quick_server: Server, root: Path) -> None:
     """Random datagrams, half of them nearly right, to the listening port and to transfers."""
+    server = quick_server
     dice = random.Random(6)
     packets = [
         encode_packet(ReadRequest("file", "octet", (("blksize", "1024"), ("windowsize", "8")))),

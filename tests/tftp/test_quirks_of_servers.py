@@ -51,6 +51,7 @@ class Peer:
 
 @asynccontextmanager
 async def peer(**options: Any) -> AsyncIterator[Peer]:
+    options.setdefault("timing", PATIENT)
     async with udp.bind("127.0.0.1", 0) as endpoint:
         async with Client(*endpoint.local_addr[:2], block_size=1428, **options) as client:
             yield Peer(endpoint, client)
@@ -67,7 +68,10 @@ async def running(coroutine: Coroutine[Any, Any, Any]) -> AsyncIterator[asyncio.
 
 
 async def test_tftpy_adds_a_block_size_that_nobody_asked_for() -> None:
-    async with udp.bind("127.0.0.1", 0) as endpoint, Client(*endpoint.local_addr[:2], block_size=512) as client:
+    async with (
+        udp.bind("127.0.0.1", 0) as endpoint,
+        Client(*endpoint.local_addr[:2], block_size=512, timing=PATIENT) as client,
+    ):
         server = Peer(endpoint, client)
         async with running(client.read("file")) as task:
             request = await server.recv()

@@ -17,6 +17,7 @@ from asyncnet.tftp import Client, Server, Timing, serve
 from asyncnet.tftp.packets import Ack, Data, Error, ErrorCode, WriteRequest, decode_packet, encode_packet
 
 CONTENT = os.urandom(20_000)
+PATIENT = Timing(initial=30.0, floor=30.0, cap=30.0)
 QUICK = Timing(initial=0.05, floor=0.05, cap=0.1, max_retransmits=100, patience=0)
 
 
@@ -45,8 +46,10 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 
 
 @asynccontextmanager
-async def serving(root: Path, *, single_port: bool = False) -> AsyncIterator[Server]:
-    async with serve(root, "127.0.0.1", 0, write="overwrite", single_port=single_port, grace=0, timing=QUICK) as server:
+async def serving(root: Path, *, single_port: bool = False, timing: Timing = QUICK) -> AsyncIterator[Server]:
+    async with serve(
+        root, "127.0.0.1", 0, write="overwrite", single_port=single_port, grace=0, timing=timing
+    ) as server:
         yield server
 
 
@@ -74,7 +77,7 @@ async def test_the_last_acknowledgement_waits_for_the_disk_whatever_the_client_s
     tmp_path: Path, disk: Disk
 ) -> None:
     loop = asyncio.get_running_loop()
-    async with serving(tmp_path) as server:
+    async with serving(tmp_path, timing=PATIENT) as server:
         heard: asyncio.Queue[tuple[bytes, tuple[str, int]]] = asyncio.Queue()
 
         class Hears(asyncio.DatagramProtocol):
