@@ -115,7 +115,7 @@ async def test_answers_of_another_port_are_the_clients_from_then_on() -> None:
 
 
 async def test_a_client_that_has_not_heard_of_another_port_means_the_first_one() -> None:
-    async with bad_network(delay=0.2) as (client, relay, server), udp.bind(server.local_addr[0], 0) as transfer:
+    async with bad_network(delay=0.5) as (client, relay, server), udp.bind(server.local_addr[0], 0) as transfer:
         await client.send(b"request")
         _, addr = await server.recv()
         await transfer.send(b"answer", addr)
