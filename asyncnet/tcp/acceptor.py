@@ -169,23 +169,25 @@ class Acceptor:
         self._pause = None
         self.update()
 
+    def _cancel_pause(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
+
     def close(self) -> None:
         """Accept what has connected already, as far as there is room, and listen no more."""
         if self._closed:
             return
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
-        if self._reading:
-            for listener in self._listeners:
-                self._accept_some(listener, 1 << 16)
-        self._closed = True
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
-        self.update()
+        self._cancel_pause()
         while self._listeners:
-            self._listeners.pop().close()
+            listener = self._listeners.pop()
+            if self._reading:
+                self._poller.remove_reader(listener.fileno())
+                self._accept_some(listener, 1 << 16)
+            listener.close()  # right after the last accept: who connects in between is reset
+        self._reading = False
+        self._closed = True
+        self._cancel_pause()
         if self._path is not None and not self._path.startswith("@"):
             with contextlib.suppress(OSError):
                 os.unlink(self._path)

@@ -67,3 +67,31 @@ async def test_an_exhausted_system_is_not_asked_again_and_again(
             for sock in admitted:
                 sock.close()
     assert len([record for record in caplog.records if os.strerror(error) in record.getMessage()]) == 1
+
+
+async def test_who_connects_before_the_listener_is_closed_is_admitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    clients: list[socket.socket] = []
+    admitted: list[socket.socket] = []
+
+    class Poller:
+        """While it ceases to watch a listener, a client connects there."""
+
+        def add_reader(self, fd: int, callback: object) -> None:
+            pass
+
+        def remove_reader(self, fd: int) -> None:
+            (address,) = [listener.getsockname() for listener in listeners if listener.fileno() == fd]
+            clients.append(socket.create_connection(address, 10))
+
+    monkeypatch.setattr("asyncnet.tcp.acceptor.poller_of", lambda loop: Poller())
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    for listener in listeners:
+        listener.setblocking(False)
+    acceptor = Acceptor(list(listeners), lambda sock, peer: admitted.append(sock), lambda: True, ServerStats())
+    acceptor.update()
+    acceptor.close()
+    assert len(clients) == 2
+    assert {sock.getpeername() for sock in admitted} == {sock.getsockname() for sock in clients}
+    assert all(listener.fileno() < 0 for listener in listeners)
+    for sock in [*clients, *admitted]:
+        sock.close()
