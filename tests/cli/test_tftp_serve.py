@@ -124,6 +124,7 @@ async def test_metrics_are_served(root: Path) -> None:
     with serving(root, "--bind", "127.0.0.1:0", "--metrics", "127.0.0.1:0") as served:
         assert await read(served.ports[0]) == CONTENT
         url = served.wait_for(r"metrics on (http://\S+)")[1]
+        served.wait_for(r"read 'file': .* complete")  # the server may learn of it after the client
         with urllib.request.urlopen(url, timeout=10) as answer:
             text = answer.read().decode()
     assert "asyncnet_tftp_completed_total 1.0" in text
