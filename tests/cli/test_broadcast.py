@@ -32,10 +32,8 @@ COMMAND = [sys.executable, "-m", "asyncnet", "broadcast"]
 
 @pytest.fixture
 def here() -> list[str]:
-    """Words that keep everything on this host, at a port that no other test uses."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("0.0.0.0", 0))
-        return ["--to", "127.255.255.255", "--discovery-port", str(sock.getsockname()[1])]
+    """Words that keep everything on this host, at a port that no test beside this one uses, and no client is given."""
+    return ["--to", "127.255.255.255", "--discovery-port", str(20000 + os.getpid() % 10000)]
 
 
 @contextlib.contextmanager
@@ -86,7 +84,7 @@ def test_a_key_file_is_what_both_need(here: list[str], tmp_path: Path) -> None:
     with (
         running("announce", "printer", "631", *here, announces=True),
         running("announce", "printer", "632", *words, announces=True),
-        running("browse", "printer", "--timeout", "1", *words) as browser,
+        running("browse", "printer", "--timeout", "3", *words) as browser,
     ):
         out, _ = browser.communicate(timeout=15)
         assert out == "joined printer 127.0.0.1:632 (lo)\n"
