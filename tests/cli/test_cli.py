@@ -270,6 +270,8 @@ def wait_until_refused(port: int) -> None:
             socket.create_connection(("127.0.0.1", port), 10).close()
         except ConnectionRefusedError:
             return
+        except ConnectionResetError:
+            pass  # the system alone had connected it, just before the listener was closed
     raise AssertionError("the server still accepts")
 
 
@@ -323,7 +325,7 @@ def test_tftp_serve_is_read_only_unless_told_otherwise(tmp_path: Path) -> None:
 
 @pytest.mark.alone
 def test_compare_prints_a_row_per_engine_and_writes_json(tmp_path: Path) -> None:
-    command = ["compare", "--engines", "asyncio,epoll", "--clients", "4", "--size", "64", "--seconds", "0.1"]
+    command = ["compare", "--engines", "asyncio,epoll", "--clients", "4", "--size", "64", "--seconds", "0.5"]
     done = asyncnet(
         *command, "--rounds", "1", "--workloads", "echo", "--attempts", "1", "--json", tmp_path / "out.json"
     )
@@ -339,18 +341,19 @@ def test_compare_prints_a_row_per_engine_and_writes_json(tmp_path: Path) -> None
 
 
 @pytest.mark.alone
+@pytest.mark.timeout(180)
 def test_the_demo_shows_every_component(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(
         demo,
         "QUICK",
-        Settings(engines=(), clients=4, seconds=0.1, rounds=1, warm_up=0.05, workloads=("echo",), attempts=1),
+        Settings(engines=(), clients=4, seconds=0.5, rounds=1, warm_up=0.05, workloads=("echo",), attempts=1),
     )
     monkeypatch.setattr(demo, "_FILE_SIZE", 1 << 20)
     began = time.monotonic()
     status = cli.main(["demo"])
     output = capsys.readouterr().out
     assert status == 0, output
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - began < 120
     for step in ("TFTP download", "TFTP upload", "UDP exchange", "broadcast question", "TCP exchange", "compare"):
         assert f"  ok      {step}\n" in output
     for engine in AVAILABLE:
