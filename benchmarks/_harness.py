@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -202,10 +203,16 @@ def saved(name: str) -> dict[str, Any]:
     return tables
 
 
+def _peers() -> dict[str, str]:
+    """Return the versions of what the package is held against, as far as it is from Python."""
+    lines = (FOLDER / "requirements.txt").read_text().splitlines()
+    return {name: version(name) for line in lines for name in [line.partition("==")[0]] if not line.startswith("#")}
+
+
 def save(name: str, tables: dict[str, Any]) -> None:
     """Write the runs with the machine they ran on to ``results/NAME.json``."""
     (FOLDER / "results").mkdir(exist_ok=True)
-    where = json.dumps(environment() | {"kernel": os.uname().release}, indent=1)
+    where = json.dumps(environment() | {"peers": _peers()}, indent=1)
     runs = {title: ",\n".join(map(json.dumps, found)) for title, found in tables.items()}  # a line for each
     listed = ",\n".join(f"{json.dumps(title)}: [\n{lines}\n]" for title, lines in runs.items())
     text = f'{{"environment": {where},\n"saved": {time.time()},\n"tables": {{\n{listed}\n}}}}\n'

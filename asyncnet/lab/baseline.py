@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
 from asyncnet.lab.comparison import Comparison
-from asyncnet.lab.figures import Ratio, Verdict, chance_of, noise_floor, spread_of, two_samples, unlikely
+from asyncnet.lab.figures import Ratio, Verdict, chance_of, spread_of, two_samples, unlikely
 from asyncnet.lab.generator import why_no_compiler
 from asyncnet.lab.metrics import METRICS, Metric
-from asyncnet.lab.model import AGAIN, CEILING, Run, Settings
+from asyncnet.lab.model import CEILING, Settings
 
 __all__ = ["Change", "agreement", "compare_with_baseline", "format_agreement", "format_changes", "read_baseline"]
 
@@ -43,52 +42,46 @@ class Change:
         return self.certain and self.ratio.verdict is (Verdict.HIGHER if self.metric.more_is_better else Verdict.LOWER)
 
 
-def read_baseline(path: Path, comparison_settings: Settings) -> dict[str, Any]:
+def read_baseline(path: Path, settings: Settings) -> Comparison:
     """Read what ``--json`` wrote.
+
+    Args:
+        path: the file.
+        settings: of the comparison that it is to be held against.
 
     Raises:
         OSError: there is no such file.
         ValueError: it is no such file, or it measured something else.
     """
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        then = dict(found["settings"])
-        known = {
-            run["engine"] for run in found["runs"] if {"round", "workload", "values", "invalid", "error"} <= {*run}
-        }
-        generator = found["environment"]["load_generator"]
-    except (ValueError, KeyError, TypeError):
+        then = Comparison.from_json(path.read_text())
+    except ValueError:
         raise ValueError(f"{path} is no comparison: write one by asyncnet compare --json {path}") from None
     for name in _SAME:
-        now = getattr(comparison_settings, name)
-        if then.get(name) != now:
-            raise ValueError(
-                f"{path} was measured with {name} {then.get(name)}, not {now}: give the same options as then"
-            )
-    own = "python" if comparison_settings.python_load or why_no_compiler() else "c"
-    if generator != own:
-        raise ValueError(f"{path} was measured by the load generator in {_SPOKEN[generator]}, not in {_SPOKEN[own]}")
-    if not known & set(comparison_settings.engines):
-        raise ValueError(f"{path} has none of the engines {', '.join(comparison_settings.engines)}")
-    return found
+        now, before = getattr(settings, name), getattr(then.settings, name)
+        if before != now:
+            raise ValueError(f"{path} was measured with {name} {before}, not {now}: give the same options as then")
+    generator = "python" if settings.python_load or why_no_compiler() else "c"
+    if then.environment.get("load_generator") != generator:
+        raise ValueError(f"{path} was not measured by the load generator in {_SPOKEN[generator]}, which is used now")
+    if not {run.engine for run in then.runs} & set(settings.engines):
+        raise ValueError(f"{path} has none of the engines {', '.join(settings.engines)}")
+    return then
 
 
-def compare_with_baseline(now: Comparison, then: dict[str, Any]) -> list[Change]:
+def compare_with_baseline(now: Comparison, then: Comparison) -> list[Change]:
     """Return every figure that both have, of runs that count."""
     changes: list[Change] = []
     chances: list[float] = []
     judged = [metric for metric in METRICS.values() if metric.judged]
     for workload, metric in itertools.product(now.workloads, judged):
         samples = {
-            engine: (
-                list(now.rounds_of(engine, workload.name, metric.name).values()),
-                list(_rounds(then, engine, workload.name, metric.name).values()),
-            )
+            engine: tuple(_figures(run, engine, workload.name, metric.name) for run in (now, then))
             for engine in now.settings.engines
         }
         spread = spread_of(sample for both in samples.values() for sample in both)
-        floor = max(now.floor(workload.name, metric.name), _floor(then, workload.name, metric.name))
-        floor = max(floor, _machine(now, then, workload.name, metric))
+        floor = max(found.floor(workload.name, metric.name) for found in (now, then))
+        floor = max(floor, _machine(now, then, workload.name, metric.name))
         for engine, (new, old) in samples.items():
             ratio = two_samples(new, old, floor)
             if ratio is not None:
@@ -97,48 +90,26 @@ def compare_with_baseline(now: Comparison, then: dict[str, Any]) -> list[Change]
     return [attrs.evolve(change, certain=certain) for change, certain in zip(changes, unlikely(chances), strict=True)]
 
 
-def _rounds(then: dict[str, Any], engine: str, workload: str, metric: str) -> dict[int, float]:
-    return {
-        run["round"]: run["values"][metric]
-        for run in then["runs"]
-        if run["engine"] == engine and run["workload"] == workload and not run["invalid"] and run["error"] is None
-        and metric in run["values"]
-    }  # fmt: skip
+def _figures(found: Comparison, engine: str, workload: str, metric: str) -> list[float]:
+    return list(found.rounds_of(engine, workload, metric).values())
 
 
-def _floor(then: dict[str, Any], workload: str, metric: str) -> float:
-    settings = then["settings"]
-    base = Settings(
-        engines=tuple(settings["engines"]), protocol=settings["protocol"], against=settings["against"]
-    ).baseline
-    return noise_floor(_rounds(then, AGAIN, workload, metric), _rounds(then, base, workload, metric))
-
-
-def _machine(now: Comparison, then: dict[str, Any], workload: str, metric: Metric) -> float:
+def _machine(now: Comparison, then: Comparison, workload: str, metric: str) -> float:
     """By how much the server in C differs, which has not changed: so much is the machine's."""
-    new = list(now.rounds_of(CEILING, workload, metric.name).values())
-    old = list(_rounds(then, CEILING, workload, metric.name).values())
-    ratio = two_samples(new, old)
+    ratio = two_samples(*(_figures(found, CEILING, workload, metric) for found in (now, then)))
     return 0.0 if ratio is None or ratio.median <= 0 else max(ratio.median, 1 / ratio.median) - 1
 
 
-def agreement(now: Comparison, then: dict[str, Any]) -> tuple[int, list[str]]:
+def agreement(now: Comparison, then: Comparison) -> tuple[int, list[str]]:
     """Return how many pairs of engines both runs call different, and those that they put in opposite order."""
-    names = {field.name for field in attrs.fields(Run)}
-    runs = tuple(Run(**{name: value for name, value in run.items() if name in names}) for run in then["runs"])
-    known = {field.name for field in attrs.fields(Settings)}
-    settings = {name: value for name, value in then["settings"].items() if name in known and value is not None}
-    old = Comparison(Settings(**settings), now.workloads, {}, runs)
     both, opposite = 0, []
-    for workload in now.workloads:
-        for metric in METRICS.values():
-            if not metric.judged:
-                continue
-            here, there = (set(found.differences(workload.name, metric.name)) for found in (now, old))
-            both += sum(pair in there or pair[::-1] in there for pair in here)
-            opposite += [
-                f"{workload.name}, {metric.heading}: {one} and {other}" for one, other in here if (other, one) in there
-            ]
+    judged = [metric for metric in METRICS.values() if metric.judged]
+    for workload, metric in itertools.product(now.workloads, judged):
+        here, there = (set(found.differences(workload.name, metric.name)) for found in (now, then))
+        both += sum(pair in there or pair[::-1] in there for pair in here)
+        opposite += [
+            f"{workload.name}, {metric.heading}: {one} and {other}" for one, other in here if (other, one) in there
+        ]
     return both, opposite
 
 

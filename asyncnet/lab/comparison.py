@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import attrs
 
@@ -14,6 +14,8 @@ from asyncnet.lab.metrics import METRICS
 from asyncnet.lab.model import AGAIN, CEILING, BlockReading, Run, Settings, Workload
 
 __all__ = ["Comparison", "Summary"]
+
+T = TypeVar("T")
 
 
 @attrs.frozen
@@ -153,6 +155,32 @@ class Comparison:
                 found["ratios"][name]["verdict"] = ratio.verdict.value
             whole["summaries"].append(found)
         return json.dumps(whole, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Comparison:
+        """Return what `to_json` wrote.
+
+        Raises:
+            ValueError: it is no such JSON.
+        """
+        try:
+            whole = json.loads(text)
+            return cls(
+                _made(Settings, whole["settings"]),
+                tuple(_made(Workload, item) for item in whole["workloads"]),
+                dict(whole["environment"]),
+                tuple(_made(Run, item) for item in whole["runs"]),
+                tuple(_made(BlockReading, item) for item in whole["readings"]),
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as exc:
+            raise ValueError(f"no comparison: {exc!r}") from exc
+
+
+def _made(kind: type[T], values: Mapping[str, Any]) -> T:
+    """Build a class of attrs from what JSON made of it; what another version wrote besides is left out."""
+    known = {field.name for field in attrs.fields(cast(Any, kind))}
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return kind(**{name: value for name, value in given.items() if name in known and value is not None})
 
 
 def _plain(instance: object, attribute: object, value: Any) -> Any:

@@ -36,6 +36,7 @@ from asyncnet.lab import (
     workloads_of,
 )
 from asyncnet.lab import compare as compare_function
+from asyncnet.lab.generator import why_no_compiler
 from asyncnet.lab.measuring import run_of_result, why_invalid
 from asyncnet.lab.metrics import METRICS
 from asyncnet.lab.model import AGAIN, CEILING
@@ -244,14 +245,14 @@ def test_p999_needs_enough_requests_in_every_round(whole: Comparison) -> None:
 
 
 def test_an_opposite_order_is_named(whole: Comparison) -> None:
-    then = json.loads(whole.to_json())
-    both, opposite = agreement(whole, then)
+    both, opposite = agreement(whole, Comparison.from_json(whole.to_json()))
     assert both > 50
     assert not opposite
+    then = json.loads(whole.to_json())
     for run in then["runs"]:
         if run["engine"] == "epoll" and run["workload"] == "echo":
             run["values"]["requests_per_second"] = 900.0
-    both, opposite = agreement(whole, then)
+    both, opposite = agreement(whole, Comparison.from_json(json.dumps(then)))
     assert len(opposite) == 1
     assert "echo, requests/s" in opposite[0]
 
@@ -335,6 +336,17 @@ def test_a_regression_against_the_baseline_ends_with_1(
     assert "nothing can be said" in capsys.readouterr().out
     assert main([*words, "--seconds", "3", "--baseline", str(before)]) == 1
     assert "give the same options as then" in capsys.readouterr().err
+    if why_no_compiler() is None:
+        assert main([*words, "--python-load", "--baseline", str(before)]) == 1
+        assert "not measured by the load generator in Python" in capsys.readouterr().err
+    for part in ("runs", "settings", "environment"):
+        unusable.write_text(json.dumps(then | {part: [{"engine": "epoll"}]}))
+        assert main([*words, "--baseline", str(unusable)]) == 1
+        assert "is no comparison" in capsys.readouterr().err
+
+
+def test_a_comparison_comes_back_from_its_json(whole: Comparison) -> None:
+    assert attrs.evolve(Comparison.from_json(whole.to_json()), environment=whole.environment) == whole
 
 
 @pytest.mark.parametrize(
