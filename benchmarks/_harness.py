@@ -21,10 +21,13 @@ from typing import IO, Any, Final
 import attrs
 
 from asyncnet.lab.environment import environment
+from asyncnet.lab.processes import STEADY_HEAP
 
 __all__ = [
     "FOLDER",
+    "TUNED",
     "Server",
+    "by_name",
     "median_of",
     "pin",
     "ratio",
@@ -38,6 +41,8 @@ __all__ = [
 ]
 
 FOLDER: Final = Path(__file__).parent
+TUNED: Final = ", tuned heap"
+"""Ends the name of a server that runs with fixed thresholds of the allocator."""
 _START_WITHIN: Final = 20.0
 _MOST_STOLEN: Final = 0.02
 _ATTEMPTS: Final = 4
@@ -70,6 +75,12 @@ class Server:
 def pin(pid: int, core: int) -> None:
     """Give a process one of the cores that we have, counted from 0."""
     os.sched_setaffinity(pid, {_CORES[core % len(_CORES)]})
+
+
+def by_name(program: str, name: str) -> list[str]:
+    """Return the command of a program in ``servers`` that takes the name of a way, which may end in ``TUNED``."""
+    command = [sys.executable, str(FOLDER / "servers" / program), name.removesuffix(TUNED)]
+    return ["env", *map("=".join, STEADY_HEAP.items()), *command] if name.endswith(TUNED) else command
 
 
 @contextlib.contextmanager

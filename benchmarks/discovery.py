@@ -20,11 +20,23 @@ from typing import Any, Final
 import asyncnet
 from asyncnet import broadcast
 from asyncnet.lab.native import native_tool
-from benchmarks._harness import FOLDER, median_of, pin, ratio, rounds_of, run_pinned, save, saved, server
+from benchmarks._harness import (
+    FOLDER,
+    TUNED,
+    by_name,
+    median_of,
+    pin,
+    ratio,
+    rounds_of,
+    run_pinned,
+    save,
+    saved,
+    server,
+)
 from benchmarks._report import Table, publish
 
 BASE: Final = "asyncio protocol"
-RESPONDERS: Final = ("asyncnet answer", "asyncnet answer on asyncio", "uvloop protocol", BASE)
+RESPONDERS: Final = ("asyncnet answer", "asyncnet answer on asyncio", "uvloop protocol", BASE, f"{BASE}{TUNED}")
 COUNT: Final = 50
 DELAYS: Final = (0.0, 0.1, 0.5)
 _PROGRAM: Final = str(FOLDER / "servers" / "discovery.py")
@@ -32,7 +44,7 @@ _PROGRAM: Final = str(FOLDER / "servers" / "discovery.py")
 
 def measure_responder(name: str, *, seconds: float) -> dict[str, Any]:
     """Load one responder."""
-    with server([sys.executable, _PROGRAM, name]) as responder:
+    with server(by_name("discovery.py", name)) as responder:
         load = [str(native_tool("load")), "udp", responder.host, str(responder.port), "100", "64", "0.7", str(seconds)]
         before = 0.0
 

@@ -22,7 +22,8 @@ from typing import Any, Final
 
 from asyncnet import compat
 from asyncnet.lab.native import native_tool
-from benchmarks._harness import FOLDER, Server, median_of, ratio, rounds_of, run_pinned, save, server
+from asyncnet.lab.processes import STEADY_HEAP
+from benchmarks._harness import FOLDER, TUNED, Server, by_name, median_of, ratio, rounds_of, run_pinned, save, server
 from benchmarks._report import Table, fill_chapters, publish
 
 ON_ASYNCIO: Final = {"asyncio": "start_server on asyncio", "uvloop": "start_server on uvloop",
@@ -61,8 +62,10 @@ def command_of(name: str) -> list[str]:
     if name.endswith(" by hand"):
         return [sys.executable, str(FOLDER / "servers" / "by_hand.py"), name.removesuffix(" by hand")]
     if name.startswith("start_server"):
-        return [sys.executable, str(FOLDER / "servers" / "tcp_echo.py"), name]
-    return [sys.executable, "-m", "asyncnet", "tcp", "echo", "--bind", "127.0.0.1:0", "--engine", name]
+        return by_name("tcp_echo.py", name + TUNED)
+    command = [sys.executable, "-m", "asyncnet", "tcp", "echo", "--bind", "127.0.0.1:0", "--engine", name]
+    # Otherwise asyncio has two speeds, and which one is chance.
+    return ["env", *map("=".join, STEADY_HEAP.items()), *command]
 
 
 def cpu_of_tree(pid: int) -> float:

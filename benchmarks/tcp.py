@@ -17,8 +17,9 @@ from typing import Any, Final
 
 from asyncnet.lab.native import native_tool
 from benchmarks._harness import (
-    FOLDER,
+    TUNED,
     Server,
+    by_name,
     median_of,
     pin,
     ratio,
@@ -37,7 +38,16 @@ STREAMS: Final = "start_server on uvloop"
 PROTOCOL: Final = "protocol on uvloop"
 ON_ASYNCIO: Final = ("tcp.serve on asyncio", "start_server on asyncio")
 BASES: Final = (PROTOCOL, STREAMS, CEILING)
-OWN: Final = (OURS, "tcp.serve on asyncio", STREAMS, "start_server on asyncio", PROTOCOL, "protocol on asyncio")
+OWN: Final = (
+    OURS,
+    "tcp.serve on asyncio",
+    STREAMS,
+    "start_server on asyncio",
+    f"start_server on asyncio{TUNED}",
+    PROTOCOL,
+    "protocol on asyncio",
+    f"protocol on asyncio{TUNED}",
+)
 OTHERS: Final = (
     "aiofastnet protocol on uvloop",
     "aiofastnet start_server on uvloop",
@@ -58,7 +68,7 @@ IDLE: Final = 10_000
 def echo_server(name: str) -> list[str]:
     if name == CEILING:
         return [str(native_tool("echo")), "tcp", "0"]
-    return [sys.executable, str(FOLDER / "servers" / "tcp_echo.py"), name]
+    return by_name("tcp_echo.py", name)
 
 
 def load(target: Server, mode: str, *arguments: object) -> dict[str, Any]:

@@ -16,7 +16,19 @@ from functools import partial
 from typing import Any, Final
 
 from asyncnet.lab.native import native_tool
-from benchmarks._harness import FOLDER, median_of, ratio, rounds_of, run_pinned, running, save, saved, server
+from benchmarks._harness import (
+    FOLDER,
+    TUNED,
+    by_name,
+    median_of,
+    ratio,
+    rounds_of,
+    run_pinned,
+    running,
+    save,
+    saved,
+    server,
+)
 from benchmarks._report import Table, publish
 
 CEILING: Final = "C, recvmmsg and sendmmsg"
@@ -35,6 +47,7 @@ ECHO: Final = (
     "asyncio-dgram on uvloop",
     "anyio on uvloop",
     "asyncio protocol",
+    f"asyncio protocol{TUNED}",
     "socketserver",
     "gevent socket",
     "Twisted protocol",
@@ -75,7 +88,7 @@ GOALS: Final = (
 def echo_command(name: str) -> list[str]:
     if name in (CEILING, C_ONE):
         return [str(native_tool("echo")), "udp-many" if name == CEILING else "udp-one", "0"]
-    return [sys.executable, str(FOLDER / "servers" / "udp_echo.py"), name]
+    return by_name("udp_echo.py", name)
 
 
 def measure_echo(name: str, *, peers: int, size: int, seconds: float) -> dict[str, Any]:

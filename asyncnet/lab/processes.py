@@ -16,6 +16,7 @@ import attrs
 from asyncnet.addresses import parse_address
 
 __all__ = [
+    "STEADY_HEAP",
     "Cpu",
     "ServerProcess",
     "cores",
@@ -31,7 +32,7 @@ START_WITHIN: Final = 15.0
 STOP_WITHIN: Final = 10.0
 _TICK: Final = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 _PAGE: Final = 4096
-_HEAP: Final = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}
+STEADY_HEAP: Final = {"MALLOC_MMAP_THRESHOLD_": str(4 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}
 """For mallopt(3): what a server reads comes from its heap, in each process alike. By default it hangs on how the heap
 happens to lie whether asyncio's reads of 256 KiB map and unmap memory each time, at 2.5 times the cost."""
 
@@ -114,7 +115,7 @@ def started(command: Sequence[str]) -> Iterator[ServerProcess]:
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            command, stderr=log, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=_HEAP | os.environ
+            command, stderr=log, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=STEADY_HEAP | os.environ
         )
         server = ServerProcess(process, "", 0, log)
         try:
