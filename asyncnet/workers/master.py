@@ -17,51 +17,23 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
-
-import attrs
+from typing import Any, NoReturn
 
 from asyncnet.workers import fleet as fleets
 from asyncnet.workers.admin import Admin
 from asyncnet.workers.binding import Sockets, open_own_listeners
 from asyncnet.workers.board import Board
-from asyncnet.workers.child import DUMP_SIGNAL, Main, Worker, become_worker, do_nothing, send_signal
+from asyncnet.workers.child import DUMP_SIGNAL, Worker, become_worker, do_nothing, send_signal
 from asyncnet.workers.fleet import Drain, Dump, Fleet, Hurry, Kill, Member, Phase, Spawn, State
 from asyncnet.workers.line import Line
 from asyncnet.workers.pidfile import PidFile
-from asyncnet.workers.recycling import Recycle, Recycler
+from asyncnet.workers.plan import SIGNALS, Other, Plan
+from asyncnet.workers.recycling import Recycler
 from asyncnet.workers.report import Report
 
-__all__ = ["SIGNALS", "Master", "Other", "Plan"]
+__all__ = ["Master"]
 
 logger = logging.getLogger("asyncnet.workers")
-
-SIGNALS: Final = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR2", "SIGCHLD")
-"""What a master handles; they stay blocked until it can."""
-
-
-@attrs.frozen
-class Plan:
-    """What a master runs; `run` explains it."""
-
-    main: Main | str
-    limits: fleets.Limits
-    recycle: Recycle
-    counters: tuple[str, ...]
-    gauges: tuple[str, ...]
-    backlog: int
-    loop: str
-    ready: Callable[[list[Any]], object] | None
-
-
-@attrs.frozen
-class Other:
-    """A child that is no worker."""
-
-    deadline: float
-    """When it is killed."""
-    ended: Callable[[int], object]
-    """Called with its exit status."""
 
 
 class Master:

@@ -26,8 +26,9 @@ from asyncnet.workers.board import Board
 from asyncnet.workers.child import die_with_parent
 from asyncnet.workers.fleet import Member, State
 from asyncnet.workers.line import Line
-from asyncnet.workers.master import SIGNALS, Master, Other
+from asyncnet.workers.master import Master
 from asyncnet.workers.pidfile import PidFile
+from asyncnet.workers.plan import SIGNALS, Other
 
 __all__ = ["Legacy", "in_trial", "inherited", "renew"]
 

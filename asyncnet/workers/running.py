@@ -18,8 +18,9 @@ from asyncnet.workers.binding import Bind, Sharing, Sockets, open_sockets
 from asyncnet.workers.board import MAX_COUNTERS, Board
 from asyncnet.workers.child import Main
 from asyncnet.workers.fleet import MAX_WORKERS, Limits
-from asyncnet.workers.master import Master, Plan
+from asyncnet.workers.master import Master
 from asyncnet.workers.pidfile import PidFile, control_path
+from asyncnet.workers.plan import Plan
 from asyncnet.workers.recycling import Recycle
 from asyncnet.workers.renewal import in_trial, inherited, renew
 
