@@ -7,6 +7,7 @@ are dumped by faulthandler, which needs no turn of the interpreter.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import faulthandler
 import importlib
@@ -36,6 +37,7 @@ __all__ = [
     "become_worker",
     "die_with_parent",
     "do_nothing",
+    "flush_streams",
     "live",
     "load",
     "send_signal",
@@ -243,6 +245,13 @@ def do_nothing(number: int, frame: Any) -> None:
     """Let a signal be heard through a socket alone, or not at all."""
 
 
+def flush_streams() -> None:
+    """Write out what has been printed, as far as somebody takes it: a log whose reader is gone must end nobody."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a full disk, a closed stream, none
+            stream.flush()
+
+
 def send_signal(pid: int, number: int) -> None:
     """Send a signal to a child that is not reaped yet: its number cannot belong to another process."""
     try:
@@ -286,11 +295,7 @@ def become_worker(
     except BaseException:
         logger.exception("a worker failed")
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError, AttributeError):
-                pass
+        flush_streams()
         os._exit(status)
 
 

@@ -14,7 +14,6 @@ import random
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -23,7 +22,7 @@ from asyncnet.workers import fleet as fleets
 from asyncnet.workers.admin import Admin
 from asyncnet.workers.binding import Sockets, open_own_listeners
 from asyncnet.workers.board import Board
-from asyncnet.workers.child import DUMP_SIGNAL, Worker, become_worker, do_nothing, send_signal
+from asyncnet.workers.child import DUMP_SIGNAL, Worker, become_worker, do_nothing, flush_streams, send_signal
 from asyncnet.workers.fleet import Drain, Dump, Fleet, Hurry, Kill, Member, Phase, Spawn, State
 from asyncnet.workers.line import Line
 from asyncnet.workers.pidfile import PidFile
@@ -280,9 +279,7 @@ class Master:
         predecessor = self.board.owner(action.seat)
         if predecessor and self.board.row_of(predecessor) is None:
             predecessor = 0
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+        flush_streams()
         parent = os.getpid()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:

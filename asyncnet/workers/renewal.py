@@ -23,7 +23,7 @@ import attrs
 
 from asyncnet.workers.binding import Sockets
 from asyncnet.workers.board import Board
-from asyncnet.workers.child import die_with_parent
+from asyncnet.workers.child import die_with_parent, flush_streams
 from asyncnet.workers.fleet import Member, State
 from asyncnet.workers.line import Line
 from asyncnet.workers.master import Master
@@ -60,7 +60,7 @@ def renew(master: Master) -> None:
         else:
             _become(master)
 
-    _flush()
+    flush_streams()
     parent = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -86,12 +86,6 @@ def _become_trial(parent: int, mask: Any) -> NoReturn:
         logger.error("the new program cannot be executed: %s", exc.strerror)
     finally:
         os._exit(1)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
 
 
 def _command() -> list[str]:
@@ -135,7 +129,7 @@ def _become(master: Master) -> None:
         os.write(store, json.dumps(state).encode())
         for fd in (*descriptors, store):
             os.set_inheritable(fd, True)
-        _flush()
+        flush_streams()
         os.execve(sys.executable, _command(), {**os.environ, _STATE: f"{os.getpid()}:{store}"})
     except OSError as exc:
         for fd in descriptors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import select
@@ -17,6 +18,7 @@ from asyncnet.errors import AddressError
 from asyncnet.workers import binding
 from asyncnet.workers.binding import Bind, Kind, Sharing, open_sockets
 from asyncnet.workers.board import Board
+from asyncnet.workers.child import flush_streams
 from asyncnet.workers.fleet import Fleet
 from asyncnet.workers.handover import Inbox
 from asyncnet.workers.pidfile import PidFile, read_pid
@@ -207,6 +209,22 @@ def test_the_table_is_shared_with_a_child() -> None:
         assert board.row_of(77) is None
     finally:
         board.close()
+
+
+class Unwritable(io.StringIO):
+    """A log on a full disk, or whose reader is gone."""
+
+    def flush(self) -> None:
+        raise BrokenPipeError
+
+
+def test_a_log_that_nobody_takes_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    for stream in (Unwritable(), closed, None):
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        flush_streams()
 
 
 def test_a_pid_file_is_locked_as_long_as_its_process_lives(tmp_path: Path) -> None:
