@@ -194,21 +194,22 @@ class Worker:
         self._row.write_counters(totals)
 
     def _on_stop(self) -> None:
-        if self.stopping.is_set():
-            self.hurried.set()
+        """Drain; the signal may come from the master and from who ends the whole group: a second one says no more."""
         self.stopping.set()
 
     def _on_control(self) -> None:
-        """The master says nothing on this socket: what can be read is that it is gone."""
+        """What the master says on this socket is to hurry, whatever the byte; its end is that it is gone."""
         try:
             data = self._control.recv(64)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             data = b""
-        if not data:
+        self.stopping.set()
+        if data:
+            self.hurried.set()
+        else:
             asyncio.get_running_loop().remove_reader(self._control.fileno())
-            self.stopping.set()
 
 
 Main: TypeAlias = Callable[[Worker], Coroutine[Any, Any, object]]

@@ -246,9 +246,11 @@ class Master:
     def _do(self, action: fleets.Action) -> None:
         if isinstance(action, Spawn):
             self._spawn(action)
-        elif isinstance(action, Drain | Hurry):
+        elif isinstance(action, Drain):
             self._write_successor(action.pid)
             send_signal(action.pid, signal.SIGTERM)
+        elif isinstance(action, Hurry):
+            self.lines[action.pid].hurry()
         elif isinstance(action, Dump):
             logger.error("worker %d: %s; its stacks follow", action.pid, action.reason)
             if DUMP_SIGNAL is not None:

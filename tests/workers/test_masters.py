@@ -65,6 +65,30 @@ def test_a_second_signal_hurries_and_quit_aborts(tmp_path: Path) -> None:
         assert not any(map(is_alive, known))
 
 
+def test_two_signals_in_one_turn_hurry_the_workers(tmp_path: Path) -> None:
+    with running(tmp_path, grace=60.0) as master, master.connect() as sock:
+        sock.sendall(b"x")
+        assert sock.recv(100)
+        for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+            master.signal(number)
+        assert master.process.wait(10) == 0
+        assert "it is killed" not in master.log
+
+
+def test_a_stop_that_reaches_all_processes_leaves_workers_their_grace(tmp_path: Path) -> None:
+    with running(tmp_path, workers=1, grace=60.0) as master, master.connect() as sock:
+        sock.sendall(b"x")
+        worker = int(sock.recv(100).split()[0])
+        os.kill(worker, signal.SIGTERM)
+        master.signal(signal.SIGTERM)
+        wait_for(lambda: master.workers("draining") == [worker])
+        for _ in range(50):  # turns of the worker's loop
+            sock.sendall(b"y")
+            assert sock.recv(100) == b"%d y" % worker
+        sock.close()
+        assert master.process.wait(10) == 0
+
+
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     with running(tmp_path) as master:
         victim = master.ask()
