@@ -89,7 +89,6 @@ def run(
     """
     if not hasattr(os, "fork"):
         raise OSError("workers need fork(), which this system does not have: run one process, without workers")
-    in_trial()
     size = _available_processors() if workers is None else workers
     _check(main, size, backlog, loop, counters, gauges)
     check_flag("reuse_port", reuse_port)
@@ -113,6 +112,7 @@ def run(
         loop=loop,
         ready=ready,
     )
+    in_trial()  # not before the checks: what they refuse must fail in the trial
     legacy = inherited()
     if legacy is not None:
         file = legacy.pid_file(pid_file)

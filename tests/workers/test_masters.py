@@ -254,12 +254,13 @@ def test_usr2_becomes_a_new_program_with_the_same_listener_and_process(tmp_path:
         assert master.process.wait(10) == 9
 
 
-def test_usr2_with_a_program_that_does_not_start_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [("import json", "raise SystemExit('broken')"), ("app:main", "no function")])
+def test_usr2_with_a_program_that_does_not_start_changes_nothing(tmp_path: Path, change: tuple[str, str]) -> None:
     with running(tmp_path) as master:
         before = master.workers()
         program = tmp_path.joinpath("program.py")
         good = program.read_text()
-        program.write_text("raise SystemExit('broken')")
+        program.write_text(good.replace(*change))
         master.signal(signal.SIGUSR2)
         wait_for(lambda: "the new program does not start" in master.log)
         assert master.workers() == before
