@@ -390,7 +390,7 @@ class Master:
         row = self.board.row_of(pid)
         if row is not None:
             for name, value in row.counters().items():
-                if name not in self.plan.gauges:
+                if name in self.retired and name not in self.plan.gauges:
                     self.retired[name] += value
             row.clear(0, 0.0)
         self._recycler.ended(pid)

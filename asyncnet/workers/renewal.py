@@ -37,8 +37,10 @@ logger = logging.getLogger("asyncnet.workers")
 _TRIAL: Final = "ASYNCNET_WORKERS_TRIAL"
 """The trial's own process: what it starts is no trial, and it is one though its master has died."""
 _STATE: Final = "ASYNCNET_WORKERS_STATE"
-_TRIAL_OK: Final = 86
-"""The exit status of a trial that got as far as `run`."""
+_FORMAT: Final = 1
+"""Of what is left to the next program; another number when that, the table or what workers are told changes."""
+_TRIAL_OK: Final = 85 + _FORMAT
+"""The exit status of a trial that got as far as `run`, in a program that understands this one."""
 _FIELDS: Final = ("pid", "seat", "generation", "started", "ready_at", "beat", "deadline", "replaced", "hurried")
 
 
@@ -96,7 +98,12 @@ def _become(master: Master) -> None:
     fleet, sockets = master.fleet, master.sockets
     state: dict[str, Any] = {
         "members": [
-            {"state": m.state.value, "line": master.lines[m.pid].sock.fileno(), **{f: getattr(m, f) for f in _FIELDS}}
+            {
+                "state": m.state.value,
+                "line": master.lines[m.pid].sock.fileno(),
+                "counters": master.board.names_of(m.pid),
+                **{f: getattr(m, f) for f in _FIELDS},
+            }
             for m in fleet.members.values()
         ],
         "settled": fleet.settled,
@@ -111,7 +118,6 @@ def _become(master: Master) -> None:
         "admin": [sock.fileno() for sock in master.admin.listeners],
         "pid_file": None if master.pid_file is None else master.pid_file.fd,
         "board": master.board.fd,
-        "counters": list(master.board.counters),
         "retired": master.retired,
         "secret": master.secret.hex(),
         "binds": list(master.binds),
@@ -183,13 +189,14 @@ class Legacy:
         return None if path is None else PidFile(path, fd)
 
     def board(self, counters: Sequence[str]) -> Board:
-        """Return the table; another one when other things are counted now."""
-        fd = self.state["board"]
-        os.set_inheritable(fd, False)
-        if list(counters) == self.state["counters"]:
-            return Board(counters, fd)
-        os.close(fd)
-        return Board(counters)
+        """Return the table: the same one, where workers look for their successors, though other things are counted."""
+        os.set_inheritable(self.state["board"], False)
+        board = Board(counters, self.state["board"])
+        for each in self.state["members"]:
+            row = board.row_of(each["pid"])
+            if row is not None:
+                row.rename(each["counters"])
+        return board
 
     def hand_to(self, master: Master) -> None:
         """Give the workers to their new master, and let in the signals that it does not handle."""
@@ -207,8 +214,6 @@ class Legacy:
             member = Member(each["pid"], each["seat"], each["generation"], each["started"], State(each["state"]))
             for name in _FIELDS:
                 setattr(member, name, each[name])
-            if master.board.row_of(member.pid) is None:  # its heartbeat is in another table
-                member.beat = float("inf")
             members.append(member)
             master.lines[member.pid] = Line(_socket(each["line"]))
         master.fleet.adopt(members, self.state["settled"], self.state["newest"])

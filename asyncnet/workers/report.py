@@ -81,8 +81,8 @@ class Report:
         for member in sorted(fleet.members.values(), key=lambda each: (each.seat, each.generation)):
             row = board.row_of(member.pid)
             counters = row.counters() if row is not None else {}
-            for name, value in counters.items():
-                totals[name] = totals.get(name, 0) + value
+            for name in totals:  # a worker of a program before this one may count other things
+                totals[name] += counters.get(name, 0)
             workers.append(
                 WorkerReport(
                     member.pid,

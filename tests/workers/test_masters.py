@@ -239,7 +239,8 @@ def test_usr2_becomes_a_new_program_with_the_same_listener_and_process(tmp_path:
         before = master.workers()
         blocked = blocked_signals(before[0])
         program = tmp_path.joinpath("program.py")
-        program.write_text(program.read_text() + "\nraise SystemExit(9)")  # after `run`: it changes the end alone
+        changed = program.read_text().replace('"app:main",', '"app:main", counters=["active"],')
+        program.write_text(changed + "\nraise SystemExit(9)")  # after `run`: it changes the end alone
         master.signal(signal.SIGUSR2)
         wait_for(lambda: "the program is renewed" in master.log)
         wait_for(lambda: not set(before) & set(master.workers("ready")))
@@ -247,6 +248,7 @@ def test_usr2_becomes_a_new_program_with_the_same_listener_and_process(tmp_path:
         assert {blocked_signals(pid) for pid in (master.pid, *master.workers("ready"))} == {blocked}
         sock.sendall(b"2")
         assert sock.recv(100) == b"%d 2" % old  # an old connection goes on
+        wait_for(lambda: master.report()["totals"] == {"active": 1})  # in the second column of its worker
         sock.close()
         wait_for(master.whole)
         assert not set(before) & set(children(master.pid))

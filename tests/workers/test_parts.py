@@ -23,6 +23,7 @@ from asyncnet.workers.fleet import Fleet
 from asyncnet.workers.handover import Inbox
 from asyncnet.workers.pidfile import PidFile, read_pid
 from asyncnet.workers.recycling import Recycler
+from asyncnet.workers.report import Report
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -208,6 +209,29 @@ def test_the_table_is_shared_with_a_child() -> None:
         row.clear(0, 0.0)
         assert board.row_of(77) is None
     finally:
+        board.close()
+
+
+def test_a_row_keeps_the_columns_of_the_program_that_began_it() -> None:
+    board = Board(["accepted", "active"])
+    row = board.free_row()
+    row.clear(77, 1.0)
+    row.write_counters({"accepted": 3, "active": 2})
+    again = Board(["requests", "accepted"], os.dup(board.fd))  # the next program
+    try:
+        adopted = again.row_of(77)
+        assert adopted is not None
+        adopted.rename(board.names_of(77))
+        assert adopted.counters() == {"accepted": 3, "active": 2}
+        fleet = Fleet(1)
+        fleet.spawned(77, 0, 1, 0.0)
+        report = Report.of(fleet, again, {"requests": 5, "accepted": 1}, [], [], 2.0)
+        assert report.totals == {"requests": 5, "accepted": 4}
+        assert 'asyncnet_worker_requests{seat="0",pid="77"} 0' in report.metrics()
+        adopted.clear(78, 2.0)
+        assert adopted.counters() == {"requests": 0, "accepted": 0}
+    finally:
+        again.close()
         board.close()
 
 
