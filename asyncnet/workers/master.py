@@ -195,12 +195,19 @@ class Master:
     # Signals.
 
     def _on_signals(self, mask: int) -> None:
-        try:
-            numbers = self._wakeup.recv(4096)
-        except (BlockingIOError, InterruptedError):
-            return
-        for number in numbers:
+        for number in self._read_signals():
             self._on_signal(number)
+
+    def _read_signals(self) -> bytes:
+        try:
+            return self._wakeup.recv(4096)
+        except (BlockingIOError, InterruptedError):
+            return b""
+
+    def keep_signals(self) -> None:
+        """Have signals that nobody has taken yet wait in the kernel for another program; all are blocked."""
+        for number in set(self._read_signals()):
+            os.kill(os.getpid(), number)
 
     def _on_signal(self, number: int) -> None:
         fleet = self.fleet

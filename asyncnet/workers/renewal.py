@@ -24,7 +24,7 @@ import attrs
 from asyncnet.workers.binding import Sockets
 from asyncnet.workers.board import Board
 from asyncnet.workers.child import die_with_parent, flush_streams
-from asyncnet.workers.fleet import Member, State
+from asyncnet.workers.fleet import Member, Phase, State
 from asyncnet.workers.line import Line
 from asyncnet.workers.master import Master
 from asyncnet.workers.pidfile import PidFile
@@ -57,7 +57,9 @@ def renew(master: Master) -> None:
         return
 
     def ended(status: int) -> None:
-        if status != _TRIAL_OK:
+        if master.fleet.phase is not Phase.RUNNING:
+            logger.info("the new program is not started: this one has been told to stop")
+        elif status != _TRIAL_OK:
             logger.error("the new program does not start (its trial ended with status %d): this one goes on", status)
         else:
             _become(master)
@@ -129,6 +131,7 @@ def _become(master: Master) -> None:
     if state["pid_file"] is not None:
         descriptors.append(state["pid_file"])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    master.keep_signals()
     state["blocked"] = [int(number) for number in before]
     store = os.memfd_create("asyncnet-workers-state") if hasattr(os, "memfd_create") else _unnamed_file()
     try:

@@ -16,7 +16,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.masters import ECHO, ROOT, Running, blocked_signals, children, is_alive, kill, running, wait_for
+from tests.workers.masters import (
+    ECHO,
+    ROOT,
+    Running,
+    bare_master,
+    blocked_signals,
+    children,
+    is_alive,
+    kill,
+    running,
+    wait_for,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -287,6 +298,44 @@ def test_a_trial_of_a_new_program_ends_with_its_master(tmp_path: Path) -> None:
         wait_for(lambda: not is_alive(trial), 2)
     finally:
         kill(master)
+
+
+TRIAL_WAITS = """
+import os, time
+if "ASYNCNET_WORKERS_TRIAL" in os.environ:
+    open("trial", "w").write(f"{os.getpid()} ")
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+"""
+
+
+def test_a_stop_that_comes_with_the_end_of_a_trial_is_not_lost(tmp_path: Path) -> None:
+    with running(tmp_path) as master:
+        program = tmp_path.joinpath("program.py")
+        program.write_text(TRIAL_WAITS + program.read_text())
+        master.signal(signal.SIGUSR2)
+        note = tmp_path / "trial"
+        trial = int(wait_for(lambda: note.exists() and note.read_text()))
+        master.signal(signal.SIGSTOP)
+        tmp_path.joinpath("go").touch()
+        wait_for(lambda: not is_alive(trial))
+        master.signal(signal.SIGTERM)
+        master.signal(signal.SIGCONT)
+        assert master.process.wait(10) == 0
+        assert "the program is renewed" not in master.log
+
+
+def test_a_signal_that_nobody_has_taken_is_kept_for_the_next_program() -> None:
+    if not (pid := os.fork()):
+        with contextlib.suppress(BaseException):
+            master = bare_master()
+            master._open()
+            os.kill(os.getpid(), signal.SIGHUP)
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            master.keep_signals()
+            os._exit(0 if signal.SIGHUP in signal.sigpending() else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_usr2_during_a_reload_waits_for_the_room_of_its_trial(tmp_path: Path) -> None:
