@@ -281,7 +281,11 @@ class Master:
             self.board.write_owner(seat, max(others, key=lambda member: member.started).pid)
 
     def _spawn(self, action: Spawn) -> None:
-        here, there = socket.socketpair()
+        try:
+            here, there = socket.socketpair()
+        except OSError as exc:
+            self._cannot_fork(action, exc)
+            return
         here.setblocking(False)
         there.setblocking(False)
         row = self.board.free_row()
@@ -298,8 +302,7 @@ class Master:
                 self._become_worker(action, there, row.number, predecessor, parent, before)
         except OSError as exc:
             here.close()
-            self.fleet.spawn_failed(f"cannot fork: {exc.strerror}", action.seat, time.monotonic())
-            logger.error("cannot fork: %s", exc.strerror)
+            self._cannot_fork(action, exc)
             return
         finally:
             there.close()
@@ -310,6 +313,10 @@ class Master:
         self._recycler.started(member)
         self.lines[pid] = line = Line(here)
         self._listen(pid, line)
+
+    def _cannot_fork(self, action: Spawn, exc: OSError) -> None:
+        self.fleet.spawn_failed(f"cannot fork: {exc.strerror}", action.seat, time.monotonic())
+        logger.error("cannot fork: %s", exc.strerror)
 
     def _become_worker(
         self, action: Spawn, control: socket.socket, row: int, predecessor: int, parent: int, mask: Any

@@ -133,8 +133,9 @@ def _become(master: Master) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     master.keep_signals()
     state["blocked"] = [int(number) for number in before]
-    store = os.memfd_create("asyncnet-workers-state") if hasattr(os, "memfd_create") else _unnamed_file()
+    store = -1
     try:
+        store = os.memfd_create("asyncnet-workers-state") if hasattr(os, "memfd_create") else _unnamed_file()
         os.write(store, json.dumps(state).encode())
         for fd in (*descriptors, store):
             os.set_inheritable(fd, True)
@@ -143,7 +144,8 @@ def _become(master: Master) -> None:
     except OSError as exc:
         for fd in descriptors:
             os.set_inheritable(fd, False)
-        os.close(store)
+        if store >= 0:
+            os.close(store)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         logger.error("the new program cannot be executed: %s", exc.strerror)
 

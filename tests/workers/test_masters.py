@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from asyncnet.workers.pidfile import control_path
 from tests.workers.masters import (
     ECHO,
     ROOT,
@@ -74,6 +75,24 @@ def test_a_second_signal_hurries_and_quit_aborts(tmp_path: Path) -> None:
         master.signal(signal.SIGQUIT)
         master.process.wait(3)
         assert not any(map(is_alive, known))
+
+
+def test_a_master_without_a_free_descriptor_serves_on_and_reloads_when_it_has_one(tmp_path: Path) -> None:
+    import resource
+
+    with running(tmp_path) as master:
+        before = master.workers()
+        _, hard = resource.prlimit(master.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(master.pid, resource.RLIMIT_NOFILE, (0, hard))
+        master.signal(signal.SIGHUP)
+        wait_for(lambda: "cannot fork: Too many open files" in master.log)
+        assert master.ask() in before
+        with socket.socket(socket.AF_UNIX) as visitor:
+            visitor.connect(control_path(master.pid_file))
+            visitor.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+            resource.prlimit(master.pid, resource.RLIMIT_NOFILE, (hard, hard))
+            assert visitor.recv(100).startswith(b"HTTP/1.1 200")
+        wait_for(lambda: not set(before) & set(master.workers()) and master.whole())
 
 
 def test_two_signals_in_one_turn_hurry_the_workers(tmp_path: Path) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
 import random
 import select
+import selectors
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from asyncnet import workers
 from asyncnet.errors import AddressError
 from asyncnet.workers import binding
+from asyncnet.workers.admin import Admin
 from asyncnet.workers.binding import Bind, Kind, Sharing, open_sockets
 from asyncnet.workers.board import Board
 from asyncnet.workers.child import flush_streams
@@ -233,6 +239,28 @@ def test_a_row_keeps_the_columns_of_the_program_that_began_it() -> None:
     finally:
         again.close()
         board.close()
+
+
+def test_a_listener_rests_when_there_is_no_descriptor_for_a_visitor(tmp_path: Path) -> None:
+    admin = Admin(None, str(tmp_path / "socket"))
+    (listener,) = admin.listeners
+    with selectors.DefaultSelector() as selector, contextlib.closing(admin):
+        admin.open(selector)
+        with socket.socket(socket.AF_UNIX) as visitor:
+            visitor.connect(str(tmp_path / "socket"))
+            ((key, mask),) = selector.select(5)
+            full = OSError(errno.EMFILE, "Too many open files")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(socket.socket, "accept", Mock(side_effect=full))
+                key.data(mask)
+            assert not selector.get_map()
+            now = time.monotonic()
+            assert admin.wake_at(now) < now + 60
+            admin.expire(now + 60)
+            assert [key.fileobj for key in selector.get_map().values()] == [listener]
+            ((key, mask),) = selector.select(5)
+            key.data(mask)
+            assert len(selector.get_map()) == 2
 
 
 class Unwritable(io.StringIO):
