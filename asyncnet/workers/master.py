@@ -274,11 +274,13 @@ class Master:
                 self.board.write_owner(member.seat, member.pid)
 
     def _write_successor(self, pid: int) -> None:
-        """Say who has the seat of a worker that leaves, if anybody has it yet."""
+        """Say who has the seat of a worker that leaves; if nobody, who comes next must not wait for its word."""
         seat = self.fleet.members[pid].seat
         others = [m for m in self.fleet.members.values() if m.seat == seat and m.is_serving and not m.replaced]
         if others:
             self.board.write_owner(seat, max(others, key=lambda member: member.started).pid)
+        elif self.board.owner(seat) == pid:
+            self.board.write_owner(seat, 0)
 
     def _spawn(self, action: Spawn) -> None:
         try:

@@ -21,15 +21,17 @@ import pytest
 from asyncnet import workers
 from asyncnet.errors import AddressError
 from asyncnet.workers import binding
+from asyncnet.workers import master as masters
 from asyncnet.workers.admin import Admin
 from asyncnet.workers.binding import Bind, Kind, Sharing, open_sockets
 from asyncnet.workers.board import Board
 from asyncnet.workers.child import flush_streams
-from asyncnet.workers.fleet import Fleet
+from asyncnet.workers.fleet import Drain, Fleet, State
 from asyncnet.workers.handover import Inbox
 from asyncnet.workers.pidfile import PidFile, read_pid
 from asyncnet.workers.recycling import Recycler
 from asyncnet.workers.report import Report
+from tests.workers.masters import bare_master
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
@@ -261,6 +263,27 @@ def test_a_listener_rests_when_there_is_no_descriptor_for_a_visitor(tmp_path: Pa
             ((key, mask),) = selector.select(5)
             key.data(mask)
             assert len(selector.get_map()) == 2
+
+
+def test_a_worker_that_leaves_its_seat_to_nobody_is_waited_for_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(masters, "send_signal", lambda pid, number: told.append(pid))
+    master = bare_master(2)
+    try:
+        for pid, seat in ((101, 0), (102, 1), (103, 0)):
+            master.fleet.spawned(pid, seat, 1, float(pid))
+            master.fleet.ready(pid, float(pid))
+        master.board.write_owner(0, 101)
+        master.board.write_owner(1, 102)
+        for pid in (101, 102):
+            master.fleet.members[pid].state = State.DRAINING
+            master._do(Drain(pid))
+        assert told == [101, 102]
+        assert master.board.owner(0) == 103
+        assert master.board.owner(1) == 0
+    finally:
+        master._close()
+        master.board.close()
 
 
 class Unwritable(io.StringIO):
