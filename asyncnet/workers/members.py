@@ -67,7 +67,7 @@ class Limits:
     backoff: tuple[float, float] = (0.1, 10.0)
     """The first and the longest pause before a worker that died is replaced; it doubles."""
     breaker: int = 5
-    """Failed starts in a row, while no worker serves, after which the master gives up."""
+    """Failed starts in a row of one seat, while no worker serves, after which the master gives up."""
 
 
 @attrs.define(eq=False)

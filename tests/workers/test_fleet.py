@@ -163,6 +163,19 @@ def test_starts_that_fail_without_a_word_end_it_after_five() -> None:
     assert simulation.now < 105
 
 
+def test_many_seats_that_fail_at_once_are_tried_again_as_often_as_one() -> None:
+    simulation = Simulation(8)
+    for number in range(5):
+        assert simulation.fleet.failure is None
+        begun = simulation.now
+        while len(simulation.alive) < 8:
+            simulation.step(0.05)
+        assert simulation.now - begun == pytest.approx(0.1 * 2 ** (number - 1) if number else 0.05, abs=0.06)
+        for pid in sorted(simulation.alive):
+            simulation.end(pid, -11)
+    assert simulation.fleet.failure is not None
+
+
 def test_while_a_worker_serves_failed_starts_are_repeated_and_end_nothing() -> None:
     simulation = served(2)
     simulation.end(2, -9)
