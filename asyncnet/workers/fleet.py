@@ -163,7 +163,7 @@ class Fleet:
         if self.phase is not Phase.RUNNING:
             return
         if self.generation != self.settled:
-            self._reload_again = self.settled > 0
+            self._reload_again = True
             return
         self.newest += 1
         self.generation = self.newest
@@ -368,7 +368,6 @@ class Fleet:
         """The old generation serves on; `_settle` retires what the new one has."""
         self.failed_reloads += 1
         self.generation = self.settled
-        self._reload_again = False
         self._boot_failures.clear()
         self._rests.clear()
 

@@ -218,6 +218,29 @@ def test_a_reload_that_cannot_start_is_given_up_and_the_old_serve_on() -> None:
     assert simulation.step() == [Spawn(0, 3), Spawn(1, 3)]
 
 
+def test_a_reload_that_is_asked_for_while_a_broken_one_is_tried_follows_it_once() -> None:
+    simulation = served(1)
+    simulation.fleet.reload()
+    simulation.step()
+    simulation.fleet.reload()  # the code has just been mended
+    simulation.end(2, BOOT_FAILED, "SyntaxError")
+    assert simulation.step() == [Spawn(0, 3)]
+    simulation.end(3, BOOT_FAILED, "SyntaxError")
+    assert simulation.step() == []
+    assert simulation.step(2) == []
+    assert simulation.fleet.failed_reloads == 2
+    assert simulation.fleet.is_whole
+
+
+def test_a_reload_that_is_asked_for_during_the_first_start_follows_it() -> None:
+    simulation = Simulation(1)
+    simulation.step()
+    simulation.fleet.reload()
+    simulation.ready()
+    assert simulation.step() == [Spawn(0, 2)]
+    assert simulation.fleet.settled == 1
+
+
 def test_a_new_program_takes_the_workers_over_and_replaces_them() -> None:
     simulation = served(2)
     simulation.fleet.reload()
