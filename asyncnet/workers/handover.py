@@ -21,7 +21,7 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import IntEnum
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -137,7 +137,7 @@ class Inbox:
         for number, listener in enumerate(self._listeners):
             listener.pause()
             rows = [[list(peer), self._pid] for peer in listener.peers]
-            rows += [[list(peer), pid] for peer, pid in self._elsewhere[number].items()]
+            rows += [[list(peer), pid] for peer, pid in self._alive(self._elsewhere[number].items())]
             for start in range(0, len(rows), _PEERS_A_MESSAGE):
                 body = json.dumps([number, rows[start : start + _PEERS_A_MESSAGE]]).encode()
                 self._send(successor, _Kind.PEERS, body)
@@ -147,6 +147,15 @@ class Inbox:
     def lives(self, pid: int) -> bool:
         """Whether a worker has not ended."""
         return self._board.row_of(pid) is not None
+
+    def _alive(self, rows: Iterable[tuple[Address, int]]) -> Iterator[tuple[Address, int]]:
+        """Leave out the peers of workers that have ended: they would be told on from worker to worker for ever."""
+        known: dict[int, bool] = {}
+        for peer, pid in rows:
+            if pid not in known:
+                known[pid] = self.lives(pid)
+            if known[pid]:
+                yield peer, pid
 
     def resume(self) -> None:
         """Read the socket."""
@@ -223,7 +232,7 @@ class Inbox:
             self.complete.set()
         elif kind is _Kind.PEERS:
             number, rows = json.loads(body)
-            self._elsewhere[number].update((_address(peer), pid) for peer, pid in rows)
+            self._elsewhere[number].update(self._alive((_address(peer), pid) for peer, pid in rows))
         else:
             number, peer, data = _unpack(body)
             if kind is _Kind.RETURNED:

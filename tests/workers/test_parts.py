@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import io
@@ -12,6 +13,7 @@ import selectors
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -19,6 +21,7 @@ from unittest.mock import Mock
 import pytest
 
 from asyncnet import workers
+from asyncnet.addresses import Address
 from asyncnet.errors import AddressError
 from asyncnet.workers import binding
 from asyncnet.workers import master as masters
@@ -284,6 +287,49 @@ def test_a_worker_that_leaves_its_seat_to_nobody_is_waited_for_by_nobody(monkeyp
     finally:
         master._close()
         master.board.close()
+
+
+class Transfers:
+    """A listener on which transfers run, or did."""
+
+    def __init__(self, *peers: Address) -> None:
+        self.steer: Callable[[bytes, Address], bool] | None = None
+        self.peers = list(peers)
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+    def inject(self, data: bytes, peer: Address) -> None:
+        self.peers.append(peer)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract names of Unix sockets")
+def test_a_seat_is_handed_over_without_the_peers_of_workers_that_have_ended() -> None:
+    board = Board([])
+    secret = os.urandom(16)
+
+    def inbox(pid: int, *peers: Address) -> Inbox:
+        board.free_row().clear(pid, 0.0)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "getpid", lambda: pid)
+            return Inbox([Transfers(*peers)], board, 0, secret)
+
+    async def hand_on() -> dict[Address, int]:
+        with inbox(101, ("127.0.0.1", 1)) as first, inbox(102, ("127.0.0.1", 2)) as second, inbox(103) as third:
+            for giving, pid in ((first, 102), (second, 103)):
+                board.write_owner(0, pid)
+                giving.hand_over()
+                await {102: second, 103: third}[pid].complete.wait()
+                row = board.row_of(101)
+                if row is not None:
+                    row.clear(0, 0.0)
+            return third._elsewhere[0]
+
+    assert asyncio.run(hand_on()) == {("127.0.0.1", 2): 102}
+    board.close()
 
 
 class Unwritable(io.StringIO):
