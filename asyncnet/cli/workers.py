@@ -108,14 +108,17 @@ def _reload(arguments: argparse.Namespace) -> int:
     pid = read_pid(arguments.pid_file)
     before = _ask(arguments.pid_file)
     os.kill(pid, signal.SIGHUP)
+    # A reload, or the first start, that runs already is another one: this one begins when it has ended.
+    is_another = before["generation"] != before["settled"]
     deadline = time.monotonic() + arguments.timeout
     while time.monotonic() < deadline:
         report = _ask(arguments.pid_file)
-        if report["failed_reloads"] > before["failed_reloads"]:
-            raise OSError(f"the reload is given up, the workers before it serve on: {report['last_error']}")
-        if report["settled"] > before["settled"]:
+        if report["settled"] > before["generation"]:
             print(f"generation {report['settled']}: {report['serving']} workers serve", file=sys.stderr)
             return 0
+        failed = report["failed_reloads"] - before["failed_reloads"]
+        if failed > (is_another and report["settled"] == before["settled"]):
+            raise OSError(f"the reload is given up, the workers before it serve on: {report['last_error']}")
         time.sleep(_LOOK_EVERY)
     raise TimeoutError(f"the new workers do not serve within {arguments.timeout:g} s; they are still awaited")
 

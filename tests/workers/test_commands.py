@@ -77,6 +77,36 @@ def test_status_reload_and_stop_of_an_echo_server(tmp_path: Path) -> None:
     assert gone.stderr == f"asyncnet: {pid_file}: No such file or directory\n"
 
 
+def reported(generation: int, settled: int, failed: int) -> dict[str, object]:
+    return {"generation": generation, "settled": settled, "failed_reloads": failed, "serving": 2, "last_error": "why"}
+
+
+@pytest.mark.parametrize(
+    ("reports", "outcome"),
+    [([(1, 1, 0), (2, 1, 0), (2, 2, 0)], "generation 2: 2 workers serve\n"),
+     ([(1, 1, 0), (2, 1, 0), (1, 1, 1)], "given up"),
+     ([(2, 1, 0), (2, 1, 0), (3, 2, 0), (3, 3, 0)], "generation 3: 2 workers serve\n"),
+     ([(2, 1, 0), (3, 2, 0), (2, 2, 1)], "given up"),
+     ([(2, 1, 0), (3, 1, 1), (3, 3, 1)], "generation 3: 2 workers serve\n"),
+     ([(2, 1, 0), (3, 1, 1), (1, 1, 2)], "given up")],
+)  # fmt: skip
+def test_a_reload_tells_its_own_outcome_and_not_that_of_one_before(
+    reports: list[tuple[int, int, int]],
+    outcome: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answers = iter([reported(*each) for each in reports])
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    monkeypatch.setattr("asyncnet.cli.workers.read_pid", lambda path: os.getpid())
+    monkeypatch.setattr("asyncnet.cli.workers._ask", lambda path: next(answers))
+    monkeypatch.setattr("os.kill", lambda pid, number: None)
+    status = cli.main(["workers", "reload", "--pid-file", "x"])
+    assert next(answers, None) is None
+    assert status == (outcome == "given up" or 0)
+    assert outcome in capsys.readouterr().err
+
+
 def test_a_pid_file_that_was_left_behind_signals_nobody(tmp_path: Path) -> None:
     pid_file = tmp_path / "old.pid"
     pid_file.write_text(f"{os.getpid()}\n")
