@@ -36,6 +36,11 @@ from asyncnet.workers.recycling import Recycler
 from asyncnet.workers.report import Report
 from tests.workers.masters import bare_master
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    pass
+
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 
 
@@ -360,6 +365,38 @@ def test_a_pid_file_is_locked_as_long_as_its_process_lives(tmp_path: Path) -> No
     again = PidFile(path)
     again.remove()
     assert not os.path.exists(path)
+    Path(path).write_text("123\n99\n")  # shorter than the number before it, which is not cut off yet
+    with pytest.raises(ValueError, match="the process 123 that"):
+        read_pid(path)
     Path(path).write_text("hello")
     with pytest.raises(ValueError, match="is no pid file"):
         read_pid(path)
+
+
+def test_a_pid_file_that_ends_with_its_master_while_it_is_locked_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "pid")
+    before = PidFile(path)
+    flock, calls = fcntl.flock, iter([True])
+
+    def lock(fd: int, how: int) -> None:
+        if next(calls, False):
+            before.remove()
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    file = PidFile(path)
+    assert read_pid(path) == os.getpid()
+    file.remove()
+
+
+def test_somebody_who_looks_at_a_pid_file_hinders_no_master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "pid"
+    path.write_text("1\n")
+    with path.open() as looker:
+        fcntl.flock(looker, fcntl.LOCK_SH)
+        monkeypatch.setattr("asyncnet.workers.pidfile.time.sleep", lambda seconds: fcntl.flock(looker, fcntl.LOCK_UN))
+        file = PidFile(str(path))
+    assert read_pid(str(path)) == os.getpid()
+    file.remove()
