@@ -40,6 +40,7 @@ __all__ = [
     "flush_streams",
     "live",
     "load",
+    "reap_all",
     "send_signal",
 ]
 
@@ -259,6 +260,19 @@ def send_signal(pid: int, number: int) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         pass
+
+
+def reap_all() -> dict[int, int]:
+    """Reap every child that has ended; return the raw status of each."""
+    reaped: dict[int, int] = {}
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return reaped
+        if not pid:
+            return reaped
+        reaped[pid] = status
 
 
 def become_worker(

@@ -22,7 +22,7 @@ from asyncnet.workers import fleet as fleets
 from asyncnet.workers.admin import Admin
 from asyncnet.workers.binding import Sockets, open_own_listeners
 from asyncnet.workers.board import Board
-from asyncnet.workers.child import DUMP_SIGNAL, Worker, become_worker, do_nothing, flush_streams, send_signal
+from asyncnet.workers.child import DUMP_SIGNAL, Worker, become_worker, do_nothing, flush_streams, reap_all, send_signal
 from asyncnet.workers.fleet import Drain, Dump, Fleet, Hurry, Kill, Member, Phase, Spawn, State
 from asyncnet.workers.line import Line
 from asyncnet.workers.pidfile import PidFile
@@ -383,13 +383,17 @@ class Master:
             self._selector.unregister(line.sock)
 
     def _reap(self) -> None:
+        # The first process of a container inherits every orphan in it.
+        reaped = reap_all() if os.getpid() == 1 else {}
         for pid in [*self.fleet.members, *self.others]:
-            try:
-                found, raw = os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                found, raw = pid, 0
-            if not found:
-                continue
+            raw = reaped.get(pid)
+            if raw is None:
+                try:
+                    found, raw = os.waitpid(pid, os.WNOHANG)
+                except ChildProcessError:
+                    found, raw = pid, 0
+                if not found:
+                    continue
             status = os.waitstatus_to_exitcode(raw)
             other = self.others.pop(pid, None)
             if other is not None:

@@ -31,6 +31,7 @@ from asyncnet.workers.board import Board
 from asyncnet.workers.child import flush_streams
 from asyncnet.workers.fleet import Drain, Fleet, State
 from asyncnet.workers.handover import Inbox
+from asyncnet.workers.line import Line
 from asyncnet.workers.pidfile import PidFile, read_pid
 from asyncnet.workers.recycling import Recycler
 from asyncnet.workers.report import Report
@@ -351,6 +352,33 @@ def test_a_log_that_nobody_takes_ends_nothing(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(sys, "stdout", stream)
         monkeypatch.setattr(sys, "stderr", stream)
         flush_streams()
+
+
+def test_the_first_process_of_a_container_reaps_orphans() -> None:
+    if not (pid := os.fork()):  # whose children are all of this test
+        with contextlib.suppress(BaseException):
+            master = bare_master()
+            monkey = pytest.MonkeyPatch()
+            monkey.setattr(os, "getpid", lambda: 1)
+            pids = []
+            for status in (0, 3):
+                pids.append(os.fork())
+                if not pids[-1]:
+                    os._exit(status)
+                os.waitid(os.P_PID, pids[-1], os.WEXITED | os.WNOWAIT)
+            master.fleet.spawned(pids[1], 0, 1, 0.0)
+            here, there = socket.socketpair()
+            there.close()
+            master.lines[pids[1]] = Line(here)
+            master._listen(pids[1], master.lines[pids[1]])
+            master._reap()
+            assert not master.fleet.members
+            assert "status 3" in str(master.fleet.last_error)
+            with pytest.raises(ChildProcessError):
+                os.waitpid(-1, os.WNOHANG)
+            os._exit(0)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_a_pid_file_is_locked_as_long_as_its_process_lives(tmp_path: Path) -> None:
