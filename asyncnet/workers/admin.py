@@ -45,7 +45,7 @@ class Admin:
     Args:
         address: of a TCP listener; None for none.
         path: of a Unix socket that only its owner reaches; None for none.
-        listeners: those that a program before this one has opened, instead.
+        listeners: those that a program before this one has opened at these places.
 
     Raises:
         OSError: a place cannot be used.
@@ -59,6 +59,7 @@ class Admin:
         """Returns the state, with the memory of each worker or without."""
         self.shed = 0
         """Connections closed at once because there were too many."""
+        self.address = address
         self._path = path
         self._visits: dict[socket.socket, _Visit] = {}
         self._selector: selectors.BaseSelector | None = None

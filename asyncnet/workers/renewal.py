@@ -21,13 +21,14 @@ from typing import Any, Final, NoReturn
 
 import attrs
 
+from asyncnet.workers.admin import Admin
 from asyncnet.workers.binding import Sockets
 from asyncnet.workers.board import Board
 from asyncnet.workers.child import die_with_parent, flush_streams
 from asyncnet.workers.fleet import Member, Phase, State
 from asyncnet.workers.line import Line
 from asyncnet.workers.master import Master
-from asyncnet.workers.pidfile import PidFile
+from asyncnet.workers.pidfile import PidFile, control_path
 from asyncnet.workers.plan import SIGNALS, Other
 
 __all__ = ["Legacy", "in_trial", "inherited", "renew"]
@@ -118,7 +119,9 @@ def _become(master: Master) -> None:
         "seats": [[sock.fileno() for sock in seat] for seat in sockets.seats],
         "paths": sockets.paths,
         "admin": [sock.fileno() for sock in master.admin.listeners],
+        "admin_address": master.admin.address,
         "pid_file": None if master.pid_file is None else master.pid_file.fd,
+        "pid_path": None if master.pid_file is None else master.pid_file.path,
         "board": master.board.fd,
         "retired": master.retired,
         "secret": master.secret.hex(),
@@ -184,14 +187,24 @@ class Legacy:
             list(self.state["paths"]),
         )
 
-    def admin(self) -> list[socket.socket]:
+    def admin(self, address: tuple[str, int] | None) -> Admin:
         """Return the places where the master answers."""
-        return [_socket(fd) for fd in self.state["admin"]]
+        old = self.state["admin_address"]
+        if (None if address is None else list(address)) != old:
+            logger.warning("admin has changed: it stays what it was until the master is started anew")
+        path = self.state["pid_path"]
+        return Admin(
+            None if old is None else (old[0], old[1]),
+            None if path is None else control_path(path),
+            [_socket(fd) for fd in self.state["admin"]],
+        )
 
     def pid_file(self, path: str | None) -> PidFile | None:
         """Return the pid file."""
-        fd = self.state["pid_file"]
-        return None if path is None else PidFile(path, fd)
+        old = self.state["pid_path"]
+        if (None if path is None else os.path.abspath(path)) != old:
+            logger.warning("pid_file has changed: it stays what it was until the master is started anew")
+        return None if old is None else PidFile(old, self.state["pid_file"])
 
     def board(self, counters: Sequence[str]) -> Board:
         """Return the table: the same one, where workers look for their successors, though other things are counted."""

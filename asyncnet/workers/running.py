@@ -115,8 +115,7 @@ def run(
     in_trial()  # not before the checks: what they refuse must fail in the trial
     legacy = inherited()
     if legacy is not None:
-        file = legacy.pid_file(pid_file)
-        places = Admin(None, control_path(pid_file) if pid_file else None, legacy.admin())
+        file, places = legacy.pid_file(pid_file), legacy.admin(admin)
         sockets, board = legacy.sockets(bind), legacy.board(counters)
     else:
         open_them = partial(open_sockets, binds, workers=size, backlog=backlog, reuse_port=reuse_port, udp=sharing,

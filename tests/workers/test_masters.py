@@ -269,12 +269,16 @@ def test_usr2_becomes_a_new_program_with_the_same_listener_and_process(tmp_path:
         before = master.workers()
         blocked = blocked_signals(before[0])
         program = tmp_path.joinpath("program.py")
-        changed = program.read_text().replace('"app:main",', '"app:main", counters=["active"],')
+        given = 'counters=["active"], admin=("127.0.0.1", 0), pid_file="other.pid",'
+        changed = program.read_text().replace('"app:main",', f'"app:main", {given}')
+        changed = changed.replace("\nif ", "\ndel options['pid_file']\nif ", 1)
         program.write_text(changed + "\nraise SystemExit(9)")  # after `run`: it changes the end alone
         master.signal(signal.SIGUSR2)
         wait_for(lambda: "the program is renewed" in master.log)
         wait_for(lambda: not set(before) & set(master.workers("ready")))
         assert master.ask() not in before
+        for name in ("admin", "pid_file"):
+            assert f"{name} has changed: it stays what it was" in master.log
         assert {blocked_signals(pid) for pid in (master.pid, *master.workers("ready"))} == {blocked}
         sock.sendall(b"2")
         assert sock.recv(100) == b"%d 2" % old  # an old connection goes on
@@ -284,6 +288,7 @@ def test_usr2_becomes_a_new_program_with_the_same_listener_and_process(tmp_path:
         assert not set(before) & set(children(master.pid))
         master.signal(signal.SIGTERM)
         assert master.process.wait(10) == 9
+        assert not {"pid", "pid.sock", "other.pid", "other.pid.sock"} & {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("change", [("import json", "raise SystemExit('broken')"), ("app:main", "no function")])
