@@ -98,8 +98,8 @@ class Master:
         Raises:
             ChildProcessError: a worker cannot start.
         """
-        self._open()
         try:
+            self._open()
             while not self.fleet.is_over or self.others:
                 self._turn()
         except BaseException:

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -86,9 +87,12 @@ def run(
         TypeError, ValueError: an argument is of a wrong type, or out of range.
         ChildProcessError: a worker cannot start; the message says why.
         OSError: an address cannot be used, or this system cannot fork.
+        RuntimeError: it is not called in the main thread.
     """
     if not hasattr(os, "fork"):
         raise OSError("workers need fork(), which this system does not have: run one process, without workers")
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("workers.run must be called in the main thread")
     size = _available_processors() if workers is None else workers
     _check(main, size, backlog, loop, counters, gauges)
     check_flag("reuse_port", reuse_port)

@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -153,6 +154,15 @@ def test_a_system_without_fork_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "fork")
     with pytest.raises(OSError, match="fork"):
         workers.run(main, workers=2, bind=["127.0.0.1:0"])
+
+
+def test_a_thread_that_is_not_the_main_one_is_refused_before_anything_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(workers.run, main, workers=1, pid_file=str(path))
+        with pytest.raises(RuntimeError, match="in the main thread"):
+            running.result()
+    assert not path.exists()
 
 
 def test_recycling_by_memory_says_where_it_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
