@@ -51,6 +51,9 @@ _PR_SET_PDEATHSIG: Final = 1
 _CANCEL_WAIT: Final = 1.0
 """Seconds that a cancelled main has to end."""
 
+_LONGEST_REASON: Final = 2000
+"""Characters; the master hangs up on somebody who talks for longer than a message may be."""
+
 _libc: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 ServerT = TypeVar("ServerT", bound=AsyncClosable)
@@ -305,7 +308,7 @@ def become_worker(
         die_with_parent(parent)
         status = live(main, made(), loop)
     except OSError as exc:
-        control.send(json.dumps({"error": exc.strerror or str(exc)}).encode() + b"\n")
+        control.send(json.dumps({"error": _reason(exc)}).encode() + b"\n")
         status = BOOT_FAILED
     except BaseException:
         logger.exception("a worker failed")
@@ -336,7 +339,7 @@ def live(main: Main | str, worker: Worker, loop: str) -> int:
 
 def _reason(exc: BaseException) -> str:
     """Say in one line why a worker cannot start, and where, unless the system says it."""
-    text = " ".join(str(getattr(exc, "strerror", None) or exc).split())
+    text = " ".join(str(getattr(exc, "strerror", None) or exc).split())[:_LONGEST_REASON]
     if isinstance(exc, OSError):
         return text
     frames = traceback.extract_tb(exc.__traceback__)

@@ -73,7 +73,7 @@ class Line:
             message = json.loads(text)
             error = message.get("error")
             is_ready = message.get("ready") is True
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             logger.error("worker %d said what cannot be read: %r", pid, text[:80])
             return False
         if isinstance(error, str):

@@ -157,6 +157,7 @@ def test_a_loop_that_hangs_shows_its_stacks_before_it_is_killed(tmp_path: Path) 
     [("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
      ("def main(", "SyntaxError"),
      ("x = 1", "has no function 'main'"),
+     ("raise ValueError('x' * 100_000)", "ValueError: xxx"),
      ("async def main(worker):\n    raise OSError(98, 'cannot bind UDP 1.2.3.4:5')", "cannot bind UDP 1.2.3.4:5")],
 )  # fmt: skip
 def test_a_worker_that_cannot_start_ends_the_master_with_the_reason(tmp_path: Path, app: str, reason: str) -> None:

@@ -364,6 +364,18 @@ def test_a_log_that_nobody_takes_ends_nothing(monkeypatch: pytest.MonkeyPatch) -
         flush_streams()
 
 
+def test_what_a_worker_says_ends_no_master() -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        here.setblocking(False)
+        line = Line(here)
+        for text in (b"[" * 30000, b"\xff", b"7", b'{"error": 7}', b'{"error": "why", "ready": true}'):
+            there.sendall(text + b"\n")
+        assert any(line.read(7) for _ in range(10))
+        assert line.error == "why"
+        assert not line.has_ended
+
+
 def test_the_first_process_of_a_container_reaps_orphans() -> None:
     if not (pid := os.fork()):  # whose children are all of this test
         with contextlib.suppress(BaseException):
