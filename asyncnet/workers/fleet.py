@@ -150,8 +150,9 @@ class Fleet:
             return None
         if (member.state is State.BOOTING or member.failed_start) and self.phase is Phase.RUNNING:
             self._boot_failed(member, status, now, error or member.failed_start)
-        elif member.state is State.READY:
-            self.crashes += status != 0
+            return member
+        self.crashes += member.has_crashed(status)
+        if member.state is State.READY:
             self._forgive(member, now)
             self._back_off(member.seat, now)
         return member

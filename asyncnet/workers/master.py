@@ -415,12 +415,16 @@ class Master:
             row.clear(0, 0.0)
         self._recycler.ended(pid)
         member = self.fleet.exited(pid, status, time.monotonic(), line.error)
-        if member is not None and self.fleet.phase is Phase.RUNNING:
+        if member is not None:
             self._log_death(member, status, line.error)
 
     def _log_death(self, member: Member, status: int, error: str | None) -> None:
-        if member.state is State.READY:
-            how = f"signal {-status}" if status < 0 else f"status {status}"
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        if member.state is State.DRAINING and member.has_crashed(status):
+            logger.warning("worker %d crashed while it drained (%s)", member.pid, how)
+        elif self.fleet.phase is not Phase.RUNNING:
+            return
+        elif member.state is State.READY:
             logger.warning("worker %d ended by itself (%s); another one takes its place", member.pid, how)
         elif member.state is State.BOOTING and self.fleet.failure is None:
             reason = error or self.fleet.last_error

@@ -339,6 +339,21 @@ def test_the_deadline_ends_a_drain() -> None:
     assert [type(action) for action in simulation.step(1.1)] == [Kill]
 
 
+@pytest.mark.parametrize("is_stopping", [False, True])
+@pytest.mark.parametrize(("status", "crashes"), [(0, 0), (-15, 0), (-11, 1), (1, 1)])
+def test_a_crash_while_draining_is_counted(status: int, crashes: int, is_stopping: bool) -> None:
+    simulation = served(1)
+    if is_stopping:
+        simulation.fleet.stop()
+    else:
+        simulation.fleet.reload()
+        simulation.step()
+        simulation.ready(2)
+    assert simulation.step() == [Drain(1)]
+    simulation.end(1, status)
+    assert simulation.fleet.crashes == crashes
+
+
 def test_abort_kills_everything_at_once() -> None:
     simulation = served(2)
     simulation.fleet.reload()
