@@ -24,6 +24,7 @@ from asyncnet.workers.pidfile import PidFile, control_path
 from asyncnet.workers.plan import Plan
 from asyncnet.workers.recycling import Recycle
 from asyncnet.workers.renewal import in_trial, inherited, renew
+from asyncnet.workers.report import RESERVED
 
 __all__ = ["run"]
 
@@ -185,6 +186,8 @@ def _check(main: Any, size: Any, backlog: Any, loop: Any, counters: Any, gauges:
     for name in [*names, *checked_sequence("gauges", gauges, "names")]:
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"counters must be names such as 'accepted', not {name!r}")
+        if name in RESERVED:
+            raise ValueError(f"counters: the master has a metric called {name!r} of its own, choose another name")
     if len(names) > MAX_COUNTERS or len(set(names)) != len(names):
         raise ValueError(f"counters must be at most {MAX_COUNTERS} different names")
 

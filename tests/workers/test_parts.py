@@ -175,6 +175,7 @@ def test_recycling_by_memory_says_where_it_is_possible(monkeypatch: pytest.Monke
     ("options", "message"),
     [({"workers": 0}, "workers"), ({"workers": 257}, "at most 256"), ({"grace": -1}, "grace"),
      ({"heartbeat": 0}, "heartbeat"), ({"boot_timeout": 0}, "boot_timeout"), ({"loop": "x"}, "loop"),
+     ({"counters": ["age"]}, "of its own"), ({"gauges": ["started_total"]}, "of its own"),
      ({"udp": "some"}, "some"), ({"counters": ["a b"]}, "counters"), ({"counters": ["a", "a"]}, "different"),
      ({"counters": [f"c{n}" for n in range(31)]}, "at most 30"), ({"backlog": 0}, "backlog"),
      ({"recycle": workers.Recycle(connections=1), "counters": []}, "recycle.connections")],
