@@ -57,8 +57,6 @@ class Admin:
         self.listeners: list[socket.socket] = []
         self.report: Callable[[bool], Report] | None = None
         """Returns the state, with the memory of each worker or without."""
-        self.shed = 0
-        """Connections closed at once because there were too many."""
         self.address = address
         self._path = path
         self._visits: dict[socket.socket, _Visit] = {}
@@ -133,7 +131,6 @@ class Admin:
                     self._selector.unregister(each)
             return
         if len(self._visits) >= MAX_CONNECTIONS:
-            self.shed += 1
             sock.close()
             return
         sock.setblocking(False)

@@ -101,8 +101,6 @@ class Inbox:
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._flushing: asyncio.TimerHandle | None = None
         self.complete = asyncio.Event()
-        self.dropped = 0
-        """Datagrams that a worker did not take in time; the protocol's repetition makes up for them."""
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             self._sock.setblocking(False)
@@ -188,9 +186,7 @@ class Inbox:
         return True
 
     def _wait(self, pid: int, message: bytes) -> bool:
-        if len(self._waiting) >= _MAX_WAITING:
-            self.dropped += 1
-        else:
+        if len(self._waiting) < _MAX_WAITING:  # else the protocol's repetition makes up for it
             self._waiting.append((pid, message))
             if self._flushing is None:
                 self._flushing = self._loop.call_later(_RETRY, self._flush)
@@ -206,7 +202,7 @@ class Inbox:
                 self._flushing = self._loop.call_later(_RETRY, self._flush)
                 return
             except OSError:
-                self.dropped += 1
+                pass
             self._waiting.popleft()
 
     def _on_readable(self) -> None:
@@ -219,7 +215,6 @@ class Inbox:
                 logger.debug("the inbox cannot be read: %s", exc)
                 return
             if len(message) < SECRET_SIZE + 5 or not hmac.compare_digest(message[:SECRET_SIZE], self._secret):
-                self.dropped += 1
                 continue
             sender = int.from_bytes(message[SECRET_SIZE + 1 : SECRET_SIZE + 5], "big")
             try:
@@ -241,7 +236,6 @@ class Inbox:
             elif peer in self._listeners[number].peers:
                 self._listeners[number].inject(data, peer)
             elif not self._send(sender, _Kind.RETURNED, body):
-                self.dropped += 1
                 logger.debug("a datagram of %s belongs to nobody", format_address(peer))
 
 
