@@ -160,6 +160,8 @@ class Worker:
             if not closing.done():
                 closing.cancel()  # a server that is cancelled while it closes ends at once
             await asyncio.wait({closing, hurried}, timeout=_CANCEL_WAIT)
+        if closing.done() and not closing.cancelled():
+            closing.result()
 
     # What `live` uses.
 

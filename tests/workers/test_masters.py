@@ -152,6 +152,37 @@ def test_a_loop_that_hangs_shows_its_stacks_before_it_is_killed(tmp_path: Path) 
         assert "in hang_for_ever" in master.log
 
 
+def test_a_server_that_fails_while_it_closes_is_a_crash_with_its_reason(tmp_path: Path) -> None:
+    with running(tmp_path, FAILS_AT_THE_END, workers=1) as master:
+        (old,) = master.workers()
+        master.reload()
+        wait_for(lambda: old not in master.workers())
+        assert master.report()["crashes"] == 1
+        assert f"worker {old} crashed while it drained (status 1)" in master.log
+        assert "RuntimeError: it does not close" in master.log
+        master.signal(signal.SIGKILL)
+        master.process.wait()
+        tmp_path.joinpath("log").write_text("")  # the traceback is what is wanted here
+
+
+FAILS_AT_THE_END = """
+class Server:
+    stats = None
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        pass
+
+    async def aclose(self):
+        raise RuntimeError("it does not close")
+
+async def main(worker):
+    await worker.serve(Server())
+"""
+
+
 @pytest.mark.parametrize(
     ("app", "reason"),
     [("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),

@@ -132,6 +132,21 @@ def test_one_address_that_fails_leaves_no_socket_open(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_a_descriptor_is_taken_over_and_no_program_that_is_started_inherits_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        address = given.getsockname()
+        fd = given.detach()
+    os.set_inheritable(fd, True)
+    with pytest.raises(ValueError, match="twice"):
+        opened(f"fd:{fd}", f"fd:{fd}")
+    sockets = opened(f"fd:{fd}")
+    assert sockets.addresses == [address]
+    assert not os.get_inheritable(fd)
+    sockets.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+
+
 def test_udp_for_each_worker_is_an_error_where_the_kernel_does_not_spread_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(OSError, match="does not spread datagrams"):
