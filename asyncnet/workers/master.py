@@ -120,6 +120,10 @@ class Master:
         self._recycle(now)
         self._renew_when_there_is_room()
         actions = self.fleet.decide(now)
+        if self.fleet.phase is Phase.RUNNING:
+            # Only now, when the workers of seats that are no more have been told to leave: one that is wanted again
+            # before that has its socket still.
+            self.sockets.resize(self.fleet.size)
         if self.fleet.generation == self.fleet.settled:
             self._write_owners()
         for action in actions:
@@ -241,7 +245,7 @@ class Master:
         before = fleet.size
         fleet.resize(by)
         try:
-            self.sockets.resize(fleet.size)
+            self.sockets.resize(max(before, fleet.size))
         except OSError as exc:
             fleet.size = before
             logger.error("there is no room for another worker: %s", exc)

@@ -10,6 +10,7 @@ import os
 import random
 import select
 import selectors
+import signal
 import socket
 import sys
 import time
@@ -316,6 +317,21 @@ def test_a_worker_that_leaves_its_seat_to_nobody_is_waited_for_by_nobody(monkeyp
         assert told == [101, 102]
         assert master.board.owner(0) == 103
         assert master.board.owner(1) == 0
+    finally:
+        master._close()
+        master.board.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="spreads UDP by SO_REUSEPORT")
+def test_a_seat_that_is_wanted_again_at_once_keeps_its_socket() -> None:
+    master = bare_master(2)
+    master.sockets = opened("udp:127.0.0.1:0", workers=2)
+    try:
+        before = master.sockets.all
+        for number in (signal.SIGTTOU, signal.SIGTTIN):
+            master._on_signal(number)
+        assert master.sockets.all == before  # which the worker of the seat has, too
+        assert master.fleet.size == 2
     finally:
         master._close()
         master.board.close()
