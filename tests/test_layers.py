@@ -61,6 +61,7 @@ asyncnet.workers.members
 asyncnet.workers.fleet asyncnet.workers.board asyncnet.workers.binding asyncnet.workers.pidfile
 asyncnet.workers.handover asyncnet.workers.report
 asyncnet.workers.child asyncnet.workers.line asyncnet.workers.recycling asyncnet.workers.admin
+asyncnet.workers.plan
 asyncnet.workers.master
 asyncnet.workers.renewal
 asyncnet.workers.running

@@ -52,7 +52,10 @@ def _ask(pid_file: str) -> dict[str, Any]:
         except OSError as exc:
             reason = exc.strerror or str(exc)
             raise OSError(f"the master does not answer on {control_path(pid_file)}: {reason}") from exc
-    report: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
+    try:
+        report: dict[str, Any] = json.loads(answer.partition(b"\r\n\r\n")[2])
+    except ValueError:
+        raise OSError(f"the master has broken off its answer on {control_path(pid_file)}: ask again") from None
     return report
 
 
@@ -108,14 +111,26 @@ def _reload(arguments: argparse.Namespace) -> int:
     pid = read_pid(arguments.pid_file)
     before = _ask(arguments.pid_file)
     os.kill(pid, signal.SIGHUP)
+    # A reload, or the first start, that runs already is another one: this one begins when it has ended.
+    is_another = before["generation"] != before["settled"]
+    is_unanswered = False
     deadline = time.monotonic() + arguments.timeout
     while time.monotonic() < deadline:
-        report = _ask(arguments.pid_file)
-        if report["failed_reloads"] > before["failed_reloads"]:
-            raise OSError(f"the reload is given up, the workers before it serve on: {report['last_error']}")
-        if report["settled"] > before["settled"]:
+        try:
+            report = _ask(arguments.pid_file)
+        except OSError:
+            if is_unanswered:
+                raise
+            is_unanswered = True  # once, as when it becomes a new program
+            time.sleep(_LOOK_EVERY)
+            continue
+        is_unanswered = False
+        if report["settled"] > before["generation"]:
             print(f"generation {report['settled']}: {report['serving']} workers serve", file=sys.stderr)
             return 0
+        failed = report["failed_reloads"] - before["failed_reloads"]
+        if failed > (is_another and report["settled"] == before["settled"]):
+            raise OSError(f"the reload is given up, the workers before it serve on: {report['last_error']}")
         time.sleep(_LOOK_EVERY)
     raise TimeoutError(f"the new workers do not serve within {arguments.timeout:g} s; they are still awaited")
 

@@ -7,6 +7,7 @@ each connection, of 8 KiB at most, within 5 seconds, on 32 connections at a time
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -25,6 +26,9 @@ __all__ = ["Admin"]
 MAX_CONNECTIONS: Final = 32
 _LONGEST_REQUEST: Final = 8192
 _PATIENCE: Final = 5.0
+_REST: Final = 1.0
+"""Seconds without visitors when the system has no descriptor for one: the listener would be readable all the time."""
+_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @attrs.define(eq=False)
@@ -41,7 +45,7 @@ class Admin:
     Args:
         address: of a TCP listener; None for none.
         path: of a Unix socket that only its owner reaches; None for none.
-        listeners: those that a program before this one has opened, instead.
+        listeners: those that a program before this one has opened at these places.
 
     Raises:
         OSError: a place cannot be used.
@@ -53,11 +57,11 @@ class Admin:
         self.listeners: list[socket.socket] = []
         self.report: Callable[[bool], Report] | None = None
         """Returns the state, with the memory of each worker or without."""
-        self.shed = 0
-        """Connections closed at once because there were too many."""
+        self.address = address
         self._path = path
         self._visits: dict[socket.socket, _Visit] = {}
         self._selector: selectors.BaseSelector | None = None
+        self._rests_until: float | None = None
         if listeners is not None:
             self.listeners = listeners
             return
@@ -79,6 +83,10 @@ class Admin:
     def open(self, selector: selectors.BaseSelector) -> None:
         """Begin to answer."""
         self._selector = selector
+        self._listen(selector)
+
+    def _listen(self, selector: selectors.BaseSelector) -> None:
+        self._rests_until = None
         for listener in self.listeners:
             selector.register(listener, selectors.EVENT_READ, lambda mask, listener=listener: self._accept(listener))
 
@@ -98,10 +106,16 @@ class Admin:
 
     def wake_at(self, now: float) -> float:
         """Return when the next visitor has taken too long."""
-        return min((visit.deadline for visit in self._visits.values()), default=now + 60.0)
+        times = [visit.deadline for visit in self._visits.values()]
+        if self._rests_until is not None:
+            times.append(self._rests_until)
+        return min(times, default=now + 60.0)
 
     def expire(self, now: float) -> None:
-        """Close the connections of those who take too long."""
+        """Close the connections of those who take too long, and end a rest."""
+        if self._rests_until is not None and now >= self._rests_until:
+            assert self._selector is not None
+            self._listen(self._selector)
         for visit in list(self._visits.values()):
             if now >= visit.deadline:
                 self._end(visit)
@@ -109,10 +123,14 @@ class Admin:
     def _accept(self, listener: socket.socket) -> None:
         try:
             sock, _ = listener.accept()
-        except OSError:  # the visitor is gone, or there is no descriptor: it may try again
+        except OSError as exc:  # the visitor is gone, or there is no descriptor: it may try again
+            if exc.errno in _EXHAUSTED and self._rests_until is None:
+                self._rests_until = time.monotonic() + _REST
+                assert self._selector is not None
+                for each in self.listeners:
+                    self._selector.unregister(each)
             return
         if len(self._visits) >= MAX_CONNECTIONS:
-            self.shed += 1
             sock.close()
             return
         sock.setblocking(False)

@@ -153,8 +153,11 @@ def open_sockets(
 
     Raises:
         OSError: an address cannot be used; the message says why and what to do.
-        ValueError: a descriptor is no socket, or systemd handed none over.
+        ValueError: a descriptor is no socket, is named twice, or systemd handed none over.
     """
+    inherited = [bind.fd for bind in binds if bind.kind is Kind.FD]
+    if len(set(inherited)) != len(inherited):
+        raise ValueError("bind names a descriptor twice")
     sockets = Sockets()
     try:
         for bind in binds:
@@ -294,7 +297,8 @@ def _open_udp(family: int, address: Any, *, share: bool = False, broadcast: bool
 def _inherited(bind: Bind) -> list[socket.socket]:
     if bind.kind is Kind.FD:
         try:
-            found = [socket.socket(fileno=os.dup(bind.fd))]
+            found = [socket.socket(fileno=bind.fd)]
+            found[0].set_inheritable(False)
         except OSError as exc:
             raise OSError(exc.errno, f"descriptor {bind.fd} is no socket that this process has inherited") from exc
     else:

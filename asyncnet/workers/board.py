@@ -34,8 +34,13 @@ class Row:
         self.number = number
         self._memory = board.memory
         self._start = number * _SIZE
-        self._names = board.counters
-        self._values = struct.Struct(f"={len(self._names)}Q")
+        self._board = board
+        self.rename(board.counters)
+
+    def rename(self, names: Sequence[str]) -> None:
+        """Say what its process counts when that is not what the table does: it was forked by another program."""
+        self.names = tuple(names)
+        self._values = struct.Struct(f"={len(self.names)}Q")
 
     @property
     def pid(self) -> int:
@@ -44,6 +49,7 @@ class Row:
 
     def clear(self, pid: int, now: float) -> None:
         """Begin a row for a process, or with 0 free it."""
+        self.rename(self._board.counters)
         self._memory[self._start : self._start + _SIZE] = bytes(_SIZE)
         _HEAD.pack_into(self._memory, self._start, pid, now)
 
@@ -58,11 +64,11 @@ class Row:
 
     def counters(self) -> dict[str, int]:
         """Return what the worker has counted."""
-        return dict(zip(self._names, self._values.unpack_from(self._memory, self._start + _HEAD.size), strict=True))
+        return dict(zip(self.names, self._values.unpack_from(self._memory, self._start + _HEAD.size), strict=True))
 
     def write_counters(self, values: Mapping[str, int]) -> None:
         """Replace all counters; a name that is missing is 0."""
-        numbers = (max(0, int(values.get(name, 0))) for name in self._names)
+        numbers = (max(0, int(values.get(name, 0))) for name in self.names)
         self._values.pack_into(self._memory, self._start + _HEAD.size, *numbers)
 
 
@@ -70,7 +76,7 @@ class Board:
     """The table.
 
     Args:
-        counters: their names, the same in every row.
+        counters: their names, the same in every row that is not renamed.
         fd: of the file that a program before this one has made; None makes one.
 
     Raises:
@@ -94,6 +100,11 @@ class Board:
     def row_of(self, pid: int) -> Row | None:
         """Return the row of a process."""
         return next((row for row in self.rows if row.pid == pid), None)
+
+    def names_of(self, pid: int) -> list[str]:
+        """Return what a process counts."""
+        row = self.row_of(pid)
+        return [] if row is None else list(row.names)
 
     def owner(self, seat: int) -> int:
         """Return the process that serves a seat; 0 for none."""

@@ -7,6 +7,7 @@ are dumped by faulthandler, which needs no turn of the interpreter.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import faulthandler
 import importlib
@@ -36,8 +37,10 @@ __all__ = [
     "become_worker",
     "die_with_parent",
     "do_nothing",
+    "flush_streams",
     "live",
     "load",
+    "reap_all",
     "send_signal",
 ]
 
@@ -47,6 +50,9 @@ DUMP_SIGNAL: Final = signal.SIGUSR1 if hasattr(signal, "SIGUSR1") else None
 _PR_SET_PDEATHSIG: Final = 1
 _CANCEL_WAIT: Final = 1.0
 """Seconds that a cancelled main has to end."""
+
+_LONGEST_REASON: Final = 2000
+"""Characters; the master hangs up on somebody who talks for longer than a message may be."""
 
 _libc: Final = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -154,6 +160,8 @@ class Worker:
             if not closing.done():
                 closing.cancel()  # a server that is cancelled while it closes ends at once
             await asyncio.wait({closing, hurried}, timeout=_CANCEL_WAIT)
+        if closing.done() and not closing.cancelled():
+            closing.result()
 
     # What `live` uses.
 
@@ -192,21 +200,22 @@ class Worker:
         self._row.write_counters(totals)
 
     def _on_stop(self) -> None:
-        if self.stopping.is_set():
-            self.hurried.set()
+        """Drain; the signal may come from the master and from who ends the whole group: a second one says no more."""
         self.stopping.set()
 
     def _on_control(self) -> None:
-        """The master says nothing on this socket: what can be read is that it is gone."""
+        """What the master says on this socket is to hurry, whatever the byte; its end is that it is gone."""
         try:
             data = self._control.recv(64)
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
             data = b""
-        if not data:
+        self.stopping.set()
+        if data:
+            self.hurried.set()
+        else:
             asyncio.get_running_loop().remove_reader(self._control.fileno())
-            self.stopping.set()
 
 
 Main: TypeAlias = Callable[[Worker], Coroutine[Any, Any, object]]
@@ -243,12 +252,32 @@ def do_nothing(number: int, frame: Any) -> None:
     """Let a signal be heard through a socket alone, or not at all."""
 
 
+def flush_streams() -> None:
+    """Write out what has been printed, as far as somebody takes it: a log whose reader is gone must end nobody."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # a full disk, a closed stream, none
+            stream.flush()
+
+
 def send_signal(pid: int, number: int) -> None:
     """Send a signal to a child that is not reaped yet: its number cannot belong to another process."""
     try:
         os.kill(pid, number)
     except ProcessLookupError:
         pass
+
+
+def reap_all() -> dict[int, int]:
+    """Reap every child that has ended; return the raw status of each."""
+    reaped: dict[int, int] = {}
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return reaped
+        if not pid:
+            return reaped
+        reaped[pid] = status
 
 
 def become_worker(
@@ -281,16 +310,12 @@ def become_worker(
         die_with_parent(parent)
         status = live(main, made(), loop)
     except OSError as exc:
-        control.send(json.dumps({"error": exc.strerror or str(exc)}).encode() + b"\n")
+        control.send(json.dumps({"error": _reason(exc)}).encode() + b"\n")
         status = BOOT_FAILED
     except BaseException:
         logger.exception("a worker failed")
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            try:
-                stream.flush()
-            except (OSError, ValueError, AttributeError):
-                pass
+        flush_streams()
         os._exit(status)
 
 
@@ -316,7 +341,7 @@ def live(main: Main | str, worker: Worker, loop: str) -> int:
 
 def _reason(exc: BaseException) -> str:
     """Say in one line why a worker cannot start, and where, unless the system says it."""
-    text = " ".join(str(getattr(exc, "strerror", None) or exc).split())
+    text = " ".join(str(getattr(exc, "strerror", None) or exc).split())[:_LONGEST_REASON]
     if isinstance(exc, OSError):
         return text
     frames = traceback.extract_tb(exc.__traceback__)

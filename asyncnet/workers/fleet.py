@@ -90,7 +90,7 @@ class Fleet:
     guests: int = 0
     """Processes of the master that are no workers; each takes the room of one."""
     _reload_again: bool = False
-    _boot_failures: int = 0
+    _boot_failures: dict[int, int] = attrs.field(factory=dict)  # by seat: all seats may fail at once, once
     _rests: dict[int, _Rest] = attrs.field(factory=dict)  # by seat: one that fails again and again delays no other
 
     # What the master reports.
@@ -105,8 +105,7 @@ class Fleet:
     def spawn_failed(self, reason: str, seat: int, now: float) -> None:
         """The system would not fork."""
         self.last_error = reason
-        self._boot_failures += 1
-        self._back_off(seat, now)
+        self._count_failure(seat, now)
         self._check_breaker()
 
     def adopt(self, members: Iterable[Member], settled: int, newest: int) -> None:
@@ -129,7 +128,7 @@ class Fleet:
         member.state = State.READY
         member.ready_at = member.beat = now
         member.dumped_at = None
-        self._boot_failures = 0
+        self._boot_failures.clear()
 
     def heard(self, pid: int, beat: float) -> None:
         """The loop of a worker turned at a time."""
@@ -151,8 +150,9 @@ class Fleet:
             return None
         if (member.state is State.BOOTING or member.failed_start) and self.phase is Phase.RUNNING:
             self._boot_failed(member, status, now, error or member.failed_start)
-        elif member.state is State.READY:
-            self.crashes += status != 0
+            return member
+        self.crashes += member.has_crashed(status)
+        if member.state is State.READY:
             self._forgive(member, now)
             self._back_off(member.seat, now)
         return member
@@ -164,11 +164,11 @@ class Fleet:
         if self.phase is not Phase.RUNNING:
             return
         if self.generation != self.settled:
-            self._reload_again = self.settled > 0
+            self._reload_again = True
             return
         self.newest += 1
         self.generation = self.newest
-        self._boot_failures = 0
+        self._boot_failures.clear()
         self._rests.clear()
 
     def resize(self, by: int) -> None:
@@ -347,10 +347,9 @@ class Fleet:
         self.last_error = reason
         if member.generation != self.generation:
             return
-        self._boot_failures += 1
-        self._back_off(member.seat, now)
+        self._count_failure(member.seat, now)
         is_reload = 0 < self.settled != self.generation
-        hopeless = status == BOOT_FAILED or self._boot_failures >= self.limits.breaker
+        hopeless = status == BOOT_FAILED or self._failed_in_a_row >= self.limits.breaker
         if is_reload and self.serving and hopeless:
             self._give_up_reload()
         elif status == BOOT_FAILED and not self.settled:
@@ -358,17 +357,24 @@ class Fleet:
         else:
             self._check_breaker()
 
+    def _count_failure(self, seat: int, now: float) -> None:
+        self._boot_failures[seat] = self._boot_failures.get(seat, 0) + 1
+        self._back_off(seat, now)
+
+    @property
+    def _failed_in_a_row(self) -> int:
+        return max(self._boot_failures.values(), default=0)
+
     def _give_up_reload(self) -> None:
         """The old generation serves on; `_settle` retires what the new one has."""
         self.failed_reloads += 1
         self.generation = self.settled
-        self._reload_again = False
-        self._boot_failures = 0
+        self._boot_failures.clear()
         self._rests.clear()
 
     def _check_breaker(self) -> None:
-        if self._boot_failures >= self.limits.breaker and not self.serving:
-            self._give_up(f"{self.last_error} ({self._boot_failures} failed starts in a row)")
+        if self._failed_in_a_row >= self.limits.breaker and not self.serving:
+            self._give_up(f"{self.last_error} ({self._failed_in_a_row} failed starts in a row)")
 
     def _give_up(self, reason: str) -> None:
         if self.failure is None:

@@ -21,7 +21,7 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import IntEnum
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -101,8 +101,6 @@ class Inbox:
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._flushing: asyncio.TimerHandle | None = None
         self.complete = asyncio.Event()
-        self.dropped = 0
-        """Datagrams that a worker did not take in time; the protocol's repetition makes up for them."""
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             self._sock.setblocking(False)
@@ -137,7 +135,7 @@ class Inbox:
         for number, listener in enumerate(self._listeners):
             listener.pause()
             rows = [[list(peer), self._pid] for peer in listener.peers]
-            rows += [[list(peer), pid] for peer, pid in self._elsewhere[number].items()]
+            rows += [[list(peer), pid] for peer, pid in self._alive(self._elsewhere[number].items())]
             for start in range(0, len(rows), _PEERS_A_MESSAGE):
                 body = json.dumps([number, rows[start : start + _PEERS_A_MESSAGE]]).encode()
                 self._send(successor, _Kind.PEERS, body)
@@ -147,6 +145,15 @@ class Inbox:
     def lives(self, pid: int) -> bool:
         """Whether a worker has not ended."""
         return self._board.row_of(pid) is not None
+
+    def _alive(self, rows: Iterable[tuple[Address, int]]) -> Iterator[tuple[Address, int]]:
+        """Leave out the peers of workers that have ended: they would be told on from worker to worker for ever."""
+        known: dict[int, bool] = {}
+        for peer, pid in rows:
+            if pid not in known:
+                known[pid] = self.lives(pid)
+            if known[pid]:
+                yield peer, pid
 
     def resume(self) -> None:
         """Read the socket."""
@@ -179,9 +186,7 @@ class Inbox:
         return True
 
     def _wait(self, pid: int, message: bytes) -> bool:
-        if len(self._waiting) >= _MAX_WAITING:
-            self.dropped += 1
-        else:
+        if len(self._waiting) < _MAX_WAITING:  # else the protocol's repetition makes up for it
             self._waiting.append((pid, message))
             if self._flushing is None:
                 self._flushing = self._loop.call_later(_RETRY, self._flush)
@@ -197,7 +202,7 @@ class Inbox:
                 self._flushing = self._loop.call_later(_RETRY, self._flush)
                 return
             except OSError:
-                self.dropped += 1
+                pass
             self._waiting.popleft()
 
     def _on_readable(self) -> None:
@@ -210,7 +215,6 @@ class Inbox:
                 logger.debug("the inbox cannot be read: %s", exc)
                 return
             if len(message) < SECRET_SIZE + 5 or not hmac.compare_digest(message[:SECRET_SIZE], self._secret):
-                self.dropped += 1
                 continue
             sender = int.from_bytes(message[SECRET_SIZE + 1 : SECRET_SIZE + 5], "big")
             try:
@@ -223,7 +227,7 @@ class Inbox:
             self.complete.set()
         elif kind is _Kind.PEERS:
             number, rows = json.loads(body)
-            self._elsewhere[number].update((_address(peer), pid) for peer, pid in rows)
+            self._elsewhere[number].update(self._alive((_address(peer), pid) for peer, pid in rows))
         else:
             number, peer, data = _unpack(body)
             if kind is _Kind.RETURNED:
@@ -232,7 +236,6 @@ class Inbox:
             elif peer in self._listeners[number].peers:
                 self._listeners[number].inject(data, peer)
             elif not self._send(sender, _Kind.RETURNED, body):
-                self.dropped += 1
                 logger.debug("a datagram of %s belongs to nobody", format_address(peer))
 
 

@@ -14,54 +14,25 @@ import random
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
-from typing import Any, Final, NoReturn
-
-import attrs
+from typing import Any, NoReturn
 
 from asyncnet.workers import fleet as fleets
 from asyncnet.workers.admin import Admin
 from asyncnet.workers.binding import Sockets, open_own_listeners
 from asyncnet.workers.board import Board
-from asyncnet.workers.child import DUMP_SIGNAL, Main, Worker, become_worker, do_nothing, send_signal
+from asyncnet.workers.child import DUMP_SIGNAL, Worker, become_worker, do_nothing, flush_streams, reap_all, send_signal
 from asyncnet.workers.fleet import Drain, Dump, Fleet, Hurry, Kill, Member, Phase, Spawn, State
 from asyncnet.workers.line import Line
 from asyncnet.workers.pidfile import PidFile
-from asyncnet.workers.recycling import Recycle, Recycler
+from asyncnet.workers.plan import SIGNALS, Other, Plan
+from asyncnet.workers.recycling import Recycler
 from asyncnet.workers.report import Report
 
-__all__ = ["SIGNALS", "Master", "Other", "Plan"]
+__all__ = ["Master"]
 
 logger = logging.getLogger("asyncnet.workers")
-
-SIGNALS: Final = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGTTIN", "SIGTTOU", "SIGUSR2", "SIGCHLD")
-"""What a master handles; they stay blocked until it can."""
-
-
-@attrs.frozen
-class Plan:
-    """What a master runs; `run` explains it."""
-
-    main: Main | str
-    limits: fleets.Limits
-    recycle: Recycle
-    counters: tuple[str, ...]
-    gauges: tuple[str, ...]
-    backlog: int
-    loop: str
-    ready: Callable[[list[Any]], object] | None
-
-
-@attrs.frozen
-class Other:
-    """A child that is no worker."""
-
-    deadline: float
-    """When it is killed."""
-    ended: Callable[[int], object]
-    """Called with its exit status."""
 
 
 class Master:
@@ -127,8 +98,8 @@ class Master:
         Raises:
             ChildProcessError: a worker cannot start.
         """
-        self._open()
         try:
+            self._open()
             while not self.fleet.is_over or self.others:
                 self._turn()
         except BaseException:
@@ -149,6 +120,10 @@ class Master:
         self._recycle(now)
         self._renew_when_there_is_room()
         actions = self.fleet.decide(now)
+        if self.fleet.phase is Phase.RUNNING:
+            # Only now, when the workers of seats that are no more have been told to leave: one that is wanted again
+            # before that has its socket still.
+            self.sockets.resize(self.fleet.size)
         if self.fleet.generation == self.fleet.settled:
             self._write_owners()
         for action in actions:
@@ -224,12 +199,19 @@ class Master:
     # Signals.
 
     def _on_signals(self, mask: int) -> None:
-        try:
-            numbers = self._wakeup.recv(4096)
-        except (BlockingIOError, InterruptedError):
-            return
-        for number in numbers:
+        for number in self._read_signals():
             self._on_signal(number)
+
+    def _read_signals(self) -> bytes:
+        try:
+            return self._wakeup.recv(4096)
+        except (BlockingIOError, InterruptedError):
+            return b""
+
+    def keep_signals(self) -> None:
+        """Have signals that nobody has taken yet wait in the kernel for another program; all are blocked."""
+        for number in set(self._read_signals()):
+            os.kill(os.getpid(), number)
 
     def _on_signal(self, number: int) -> None:
         fleet = self.fleet
@@ -263,7 +245,7 @@ class Master:
         before = fleet.size
         fleet.resize(by)
         try:
-            self.sockets.resize(fleet.size)
+            self.sockets.resize(max(before, fleet.size))
         except OSError as exc:
             fleet.size = before
             logger.error("there is no room for another worker: %s", exc)
@@ -275,9 +257,11 @@ class Master:
     def _do(self, action: fleets.Action) -> None:
         if isinstance(action, Spawn):
             self._spawn(action)
-        elif isinstance(action, Drain | Hurry):
+        elif isinstance(action, Drain):
             self._write_successor(action.pid)
             send_signal(action.pid, signal.SIGTERM)
+        elif isinstance(action, Hurry):
+            self.lines[action.pid].hurry()
         elif isinstance(action, Dump):
             logger.error("worker %d: %s; its stacks follow", action.pid, action.reason)
             if DUMP_SIGNAL is not None:
@@ -294,23 +278,27 @@ class Master:
                 self.board.write_owner(member.seat, member.pid)
 
     def _write_successor(self, pid: int) -> None:
-        """Say who has the seat of a worker that leaves, if anybody has it yet."""
+        """Say who has the seat of a worker that leaves; if nobody, who comes next must not wait for its word."""
         seat = self.fleet.members[pid].seat
         others = [m for m in self.fleet.members.values() if m.seat == seat and m.is_serving and not m.replaced]
         if others:
             self.board.write_owner(seat, max(others, key=lambda member: member.started).pid)
+        elif self.board.owner(seat) == pid:
+            self.board.write_owner(seat, 0)
 
     def _spawn(self, action: Spawn) -> None:
-        here, there = socket.socketpair()
+        try:
+            here, there = socket.socketpair()
+        except OSError as exc:
+            self._cannot_fork(action, exc)
+            return
         here.setblocking(False)
         there.setblocking(False)
         row = self.board.free_row()
         predecessor = self.board.owner(action.seat)
         if predecessor and self.board.row_of(predecessor) is None:
             predecessor = 0
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+        flush_streams()
         parent = os.getpid()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -320,8 +308,7 @@ class Master:
                 self._become_worker(action, there, row.number, predecessor, parent, before)
         except OSError as exc:
             here.close()
-            self.fleet.spawn_failed(f"cannot fork: {exc.strerror}", action.seat, time.monotonic())
-            logger.error("cannot fork: %s", exc.strerror)
+            self._cannot_fork(action, exc)
             return
         finally:
             there.close()
@@ -332,6 +319,10 @@ class Master:
         self._recycler.started(member)
         self.lines[pid] = line = Line(here)
         self._listen(pid, line)
+
+    def _cannot_fork(self, action: Spawn, exc: OSError) -> None:
+        self.fleet.spawn_failed(f"cannot fork: {exc.strerror}", action.seat, time.monotonic())
+        logger.error("cannot fork: %s", exc.strerror)
 
     def _become_worker(
         self, action: Spawn, control: socket.socket, row: int, predecessor: int, parent: int, mask: Any
@@ -396,13 +387,17 @@ class Master:
             self._selector.unregister(line.sock)
 
     def _reap(self) -> None:
+        # The first process of a container inherits every orphan in it.
+        reaped = reap_all() if os.getpid() == 1 else {}
         for pid in [*self.fleet.members, *self.others]:
-            try:
-                found, raw = os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                found, raw = pid, 0
-            if not found:
-                continue
+            raw = reaped.get(pid)
+            if raw is None:
+                try:
+                    found, raw = os.waitpid(pid, os.WNOHANG)
+                except ChildProcessError:
+                    found, raw = pid, 0
+                if not found:
+                    continue
             status = os.waitstatus_to_exitcode(raw)
             other = self.others.pop(pid, None)
             if other is not None:
@@ -419,17 +414,21 @@ class Master:
         row = self.board.row_of(pid)
         if row is not None:
             for name, value in row.counters().items():
-                if name not in self.plan.gauges:
+                if name in self.retired and name not in self.plan.gauges:
                     self.retired[name] += value
             row.clear(0, 0.0)
         self._recycler.ended(pid)
         member = self.fleet.exited(pid, status, time.monotonic(), line.error)
-        if member is not None and self.fleet.phase is Phase.RUNNING:
+        if member is not None:
             self._log_death(member, status, line.error)
 
     def _log_death(self, member: Member, status: int, error: str | None) -> None:
-        if member.state is State.READY:
-            how = f"signal {-status}" if status < 0 else f"status {status}"
+        how = f"signal {-status}" if status < 0 else f"status {status}"
+        if member.state is State.DRAINING and member.has_crashed(status):
+            logger.warning("worker %d crashed while it drained (%s)", member.pid, how)
+        elif self.fleet.phase is not Phase.RUNNING:
+            return
+        elif member.state is State.READY:
             logger.warning("worker %d ended by itself (%s); another one takes its place", member.pid, how)
         elif member.state is State.BOOTING and self.fleet.failure is None:
             reason = error or self.fleet.last_error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from enum import Enum
 from typing import Final, TypeAlias
 
@@ -67,7 +68,7 @@ class Limits:
     backoff: tuple[float, float] = (0.1, 10.0)
     """The first and the longest pause before a worker that died is replaced; it doubles."""
     breaker: int = 5
-    """Failed starts in a row, while no worker serves, after which the master gives up."""
+    """Failed starts in a row of one seat, while no worker serves, after which the master gives up."""
 
 
 @attrs.define(eq=False)
@@ -95,6 +96,12 @@ class Member:
     def is_serving(self) -> bool:
         """Whether it takes new work."""
         return self.state is State.READY
+
+    def has_crashed(self, status: int) -> bool:
+        """Whether it ended otherwise than it was told to, with a status or minus the number of a signal."""
+        if self.state is State.DRAINING:  # the order to drain may reach it a second time, when its loop is closed
+            return status not in (0, -signal.SIGTERM)
+        return self.state is State.READY and status != 0
 
 
 @attrs.frozen

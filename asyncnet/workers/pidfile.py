@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
+from typing import Final
 
 from asyncnet.arguments import check_path
 
@@ -13,6 +15,9 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+_ATTEMPTS: Final = 6
+_PAUSE: Final = 0.01
 
 
 def control_path(path: str) -> str:
@@ -28,7 +33,7 @@ def read_pid(path: str) -> int:
         ValueError: no master runs, or the file is no pid file.
     """
     with open(path, encoding="ascii", errors="replace") as file:
-        text = file.read(32).strip()
+        text = file.read(32).partition("\n")[0].strip()  # a longer number may be behind it for a moment
         if not text.isdecimal():
             raise ValueError(f"{path} is no pid file")
         if fcntl is not None:
@@ -53,16 +58,11 @@ class PidFile:
     def __init__(self, path: str, fd: int | None = None) -> None:
         check_path("pid_file", path)
         self.path = os.path.abspath(path)
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644) if fd is None else fd
+        self.fd = _locked(self.path) if fd is None else fd
         os.set_inheritable(self.fd, False)
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            other = os.read(self.fd, 32).decode("ascii", "replace").strip()
-            os.close(self.fd)
-            raise OSError(f"{path} belongs to the process {other}, which runs: stop it, or name another file") from None
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, f"{os.getpid()}\n".encode(), 0)
+        text = f"{os.getpid()}\n".encode()
+        os.pwrite(self.fd, text, 0)
+        os.ftruncate(self.fd, len(text))  # afterwards, so that the file is never empty
 
     def leave(self) -> None:
         """Close it in a child, which keeps the lock otherwise."""
@@ -72,3 +72,37 @@ class PidFile:
         """Remove the file and give up the lock."""
         Path(self.path).unlink(missing_ok=True)
         os.close(self.fd)
+
+
+def _locked(path: str) -> int:
+    """Return the file at a path, locked; a master that ends may remove it in between, and then it is another file."""
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(fd, path)
+            if _is_at(path, fd):
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _lock(fd: int, path: str) -> None:
+    for left in range(_ATTEMPTS - 1, -1, -1):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if left:  # `read_pid` has it for a moment
+                time.sleep(_PAUSE)
+        else:
+            return
+    other = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
+    raise OSError(f"{path} belongs to the process {other}, which runs: stop it, or name another file")
+
+
+def _is_at(path: str, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except FileNotFoundError:
+        return False

@@ -91,7 +91,7 @@ class Recycler:
         row = board.row_of(member.pid)
         if limits.connections is not None and row is not None:
             name = board.counters[0]
-            count = row.counters()[name]
+            count = row.counters().get(name, 0)
             if count >= limits.connections * factor:
                 return f"{count} {name}"
         if limits.memory is not None and (memory := resident_bytes(member.pid)) >= limits.memory * factor:

@@ -21,13 +21,15 @@ from typing import Any, Final, NoReturn
 
 import attrs
 
+from asyncnet.workers.admin import Admin
 from asyncnet.workers.binding import Sockets
 from asyncnet.workers.board import Board
-from asyncnet.workers.child import die_with_parent
-from asyncnet.workers.fleet import Member, State
+from asyncnet.workers.child import die_with_parent, flush_streams
+from asyncnet.workers.fleet import Member, Phase, State
 from asyncnet.workers.line import Line
-from asyncnet.workers.master import SIGNALS, Master, Other
-from asyncnet.workers.pidfile import PidFile
+from asyncnet.workers.master import Master
+from asyncnet.workers.pidfile import PidFile, control_path
+from asyncnet.workers.plan import SIGNALS, Other
 
 __all__ = ["Legacy", "in_trial", "inherited", "renew"]
 
@@ -36,8 +38,10 @@ logger = logging.getLogger("asyncnet.workers")
 _TRIAL: Final = "ASYNCNET_WORKERS_TRIAL"
 """The trial's own process: what it starts is no trial, and it is one though its master has died."""
 _STATE: Final = "ASYNCNET_WORKERS_STATE"
-_TRIAL_OK: Final = 86
-"""The exit status of a trial that got as far as `run`."""
+_FORMAT: Final = 1
+"""Of what is left to the next program; another number when that, the table or what workers are told changes."""
+_TRIAL_OK: Final = 85 + _FORMAT
+"""The exit status of a trial that got as far as `run`, in a program that understands this one."""
 _FIELDS: Final = ("pid", "seat", "generation", "started", "ready_at", "beat", "deadline", "replaced", "hurried")
 
 
@@ -54,12 +58,14 @@ def renew(master: Master) -> None:
         return
 
     def ended(status: int) -> None:
-        if status != _TRIAL_OK:
+        if master.fleet.phase is not Phase.RUNNING:
+            logger.info("the new program is not started: this one has been told to stop")
+        elif status != _TRIAL_OK:
             logger.error("the new program does not start (its trial ended with status %d): this one goes on", status)
         else:
             _become(master)
 
-    _flush()
+    flush_streams()
     parent = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
@@ -87,12 +93,6 @@ def _become_trial(parent: int, mask: Any) -> NoReturn:
         os._exit(1)
 
 
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
-
-
 def _command() -> list[str]:
     return [sys.executable, *sys.orig_argv[1:]]
 
@@ -101,7 +101,12 @@ def _become(master: Master) -> None:
     fleet, sockets = master.fleet, master.sockets
     state: dict[str, Any] = {
         "members": [
-            {"state": m.state.value, "line": master.lines[m.pid].sock.fileno(), **{f: getattr(m, f) for f in _FIELDS}}
+            {
+                "state": m.state.value,
+                "line": master.lines[m.pid].sock.fileno(),
+                "counters": master.board.names_of(m.pid),
+                **{f: getattr(m, f) for f in _FIELDS},
+            }
             for m in fleet.members.values()
         ],
         "settled": fleet.settled,
@@ -114,9 +119,10 @@ def _become(master: Master) -> None:
         "seats": [[sock.fileno() for sock in seat] for seat in sockets.seats],
         "paths": sockets.paths,
         "admin": [sock.fileno() for sock in master.admin.listeners],
+        "admin_address": master.admin.address,
         "pid_file": None if master.pid_file is None else master.pid_file.fd,
+        "pid_path": None if master.pid_file is None else master.pid_file.path,
         "board": master.board.fd,
-        "counters": list(master.board.counters),
         "retired": master.retired,
         "secret": master.secret.hex(),
         "binds": list(master.binds),
@@ -128,18 +134,21 @@ def _become(master: Master) -> None:
     if state["pid_file"] is not None:
         descriptors.append(state["pid_file"])
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    master.keep_signals()
     state["blocked"] = [int(number) for number in before]
-    store = os.memfd_create("asyncnet-workers-state") if hasattr(os, "memfd_create") else _unnamed_file()
+    store = -1
     try:
+        store = os.memfd_create("asyncnet-workers-state") if hasattr(os, "memfd_create") else _unnamed_file()
         os.write(store, json.dumps(state).encode())
         for fd in (*descriptors, store):
             os.set_inheritable(fd, True)
-        _flush()
+        flush_streams()
         os.execve(sys.executable, _command(), {**os.environ, _STATE: f"{os.getpid()}:{store}"})
     except OSError as exc:
         for fd in descriptors:
             os.set_inheritable(fd, False)
-        os.close(store)
+        if store >= 0:
+            os.close(store)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         logger.error("the new program cannot be executed: %s", exc.strerror)
 
@@ -178,23 +187,34 @@ class Legacy:
             list(self.state["paths"]),
         )
 
-    def admin(self) -> list[socket.socket]:
+    def admin(self, address: tuple[str, int] | None) -> Admin:
         """Return the places where the master answers."""
-        return [_socket(fd) for fd in self.state["admin"]]
+        old = self.state["admin_address"]
+        if (None if address is None else list(address)) != old:
+            logger.warning("admin has changed: it stays what it was until the master is started anew")
+        path = self.state["pid_path"]
+        return Admin(
+            None if old is None else (old[0], old[1]),
+            None if path is None else control_path(path),
+            [_socket(fd) for fd in self.state["admin"]],
+        )
 
     def pid_file(self, path: str | None) -> PidFile | None:
         """Return the pid file."""
-        fd = self.state["pid_file"]
-        return None if path is None else PidFile(path, fd)
+        old = self.state["pid_path"]
+        if (None if path is None else os.path.abspath(path)) != old:
+            logger.warning("pid_file has changed: it stays what it was until the master is started anew")
+        return None if old is None else PidFile(old, self.state["pid_file"])
 
     def board(self, counters: Sequence[str]) -> Board:
-        """Return the table; another one when other things are counted now."""
-        fd = self.state["board"]
-        os.set_inheritable(fd, False)
-        if list(counters) == self.state["counters"]:
-            return Board(counters, fd)
-        os.close(fd)
-        return Board(counters)
+        """Return the table: the same one, where workers look for their successors, though other things are counted."""
+        os.set_inheritable(self.state["board"], False)
+        board = Board(counters, self.state["board"])
+        for each in self.state["members"]:
+            row = board.row_of(each["pid"])
+            if row is not None:
+                row.rename(each["counters"])
+        return board
 
     def hand_to(self, master: Master) -> None:
         """Give the workers to their new master, and let in the signals that it does not handle."""
@@ -212,8 +232,6 @@ class Legacy:
             member = Member(each["pid"], each["seat"], each["generation"], each["started"], State(each["state"]))
             for name in _FIELDS:
                 setattr(member, name, each[name])
-            if master.board.row_of(member.pid) is None:  # its heartbeat is in another table
-                member.beat = float("inf")
             members.append(member)
             master.lines[member.pid] = Line(_socket(each["line"]))
         master.fleet.adopt(members, self.state["settled"], self.state["newest"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -11,7 +11,13 @@ from asyncnet.addresses import Address, format_address
 from asyncnet.workers.board import Board
 from asyncnet.workers.fleet import Fleet, Phase
 
-__all__ = ["Report", "WorkerReport", "resident_bytes"]
+__all__ = ["RESERVED", "Report", "WorkerReport", "resident_bytes"]
+
+_GAUGES: Final = ("wanted", "serving", "generation")
+_TOTALS: Final = ("started", "crashes", "hung", "reloads", "failed_reloads")
+_UNITS: Final = {"age": "age_seconds", "silence": "silence_seconds", "memory": "memory_bytes"}
+RESERVED: Final = frozenset([*_GAUGES, *_TOTALS, *(f"{name}_total" for name in _TOTALS), *_UNITS, *_UNITS.values()])
+"""What counters cannot be called: the metrics of the master have these names."""
 
 
 def resident_bytes(pid: int) -> int:
@@ -81,8 +87,8 @@ class Report:
         for member in sorted(fleet.members.values(), key=lambda each: (each.seat, each.generation)):
             row = board.row_of(member.pid)
             counters = row.counters() if row is not None else {}
-            for name, value in counters.items():
-                totals[name] = totals.get(name, 0) + value
+            for name in totals:  # a worker of a program before this one may count other things
+                totals[name] += counters.get(name, 0)
             workers.append(
                 WorkerReport(
                     member.pid,
@@ -132,17 +138,17 @@ class Report:
 
     def _lines(self) -> Iterator[str]:
         prefix = "asyncnet_workers"
-        for name in ("wanted", "serving", "generation"):
+        for name in _GAUGES:
             yield f"# TYPE {prefix}_{name} gauge"
             yield f"{prefix}_{name} {getattr(self, name)}"
-        for name in ("started", "crashes", "hung", "reloads", "failed_reloads"):
+        for name in _TOTALS:
             yield f"# TYPE {prefix}_{name}_total counter"
             yield f"{prefix}_{name}_total {getattr(self, name)}"
         for name, value in self.totals.items():
             is_gauge = name in self.gauges
             yield f"# TYPE {prefix}_{name}{'' if is_gauge else '_total'} {'gauge' if is_gauge else 'counter'}"
             yield f"{prefix}_{name}{'' if is_gauge else '_total'} {value}"
-        for name in ("age", "silence", "memory", *self.totals):
+        for name in (*_UNITS, *self.totals):
             yield f"# TYPE asyncnet_worker_{_metric(name)} gauge"
             for worker in self.workers:
                 value = worker.counters.get(name, 0) if name in self.totals else getattr(worker, name)
@@ -151,7 +157,7 @@ class Report:
 
 def _metric(name: str) -> str:
     """Return a name with its unit."""
-    return {"age": "age_seconds", "silence": "silence_seconds", "memory": "memory_bytes"}.get(name, name)
+    return _UNITS.get(name, name)
 
 
 def _status(fleet: Fleet) -> str:

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -18,10 +19,12 @@ from asyncnet.workers.binding import Bind, Sharing, Sockets, open_sockets
 from asyncnet.workers.board import MAX_COUNTERS, Board
 from asyncnet.workers.child import Main
 from asyncnet.workers.fleet import MAX_WORKERS, Limits
-from asyncnet.workers.master import Master, Plan
+from asyncnet.workers.master import Master
 from asyncnet.workers.pidfile import PidFile, control_path
+from asyncnet.workers.plan import Plan
 from asyncnet.workers.recycling import Recycle
 from asyncnet.workers.renewal import in_trial, inherited, renew
+from asyncnet.workers.report import RESERVED
 
 __all__ = ["run"]
 
@@ -85,10 +88,12 @@ def run(
         TypeError, ValueError: an argument is of a wrong type, or out of range.
         ChildProcessError: a worker cannot start; the message says why.
         OSError: an address cannot be used, or this system cannot fork.
+        RuntimeError: it is not called in the main thread.
     """
     if not hasattr(os, "fork"):
         raise OSError("workers need fork(), which this system does not have: run one process, without workers")
-    in_trial()
+    if threading.current_thread() is not threading.main_thread():
+        raise RuntimeError("workers.run must be called in the main thread")
     size = _available_processors() if workers is None else workers
     _check(main, size, backlog, loop, counters, gauges)
     check_flag("reuse_port", reuse_port)
@@ -112,10 +117,10 @@ def run(
         loop=loop,
         ready=ready,
     )
+    in_trial()  # not before the checks: what they refuse must fail in the trial
     legacy = inherited()
     if legacy is not None:
-        file = legacy.pid_file(pid_file)
-        places = Admin(None, control_path(pid_file) if pid_file else None, legacy.admin())
+        file, places = legacy.pid_file(pid_file), legacy.admin(admin)
         sockets, board = legacy.sockets(bind), legacy.board(counters)
     else:
         open_them = partial(open_sockets, binds, workers=size, backlog=backlog, reuse_port=reuse_port, udp=sharing,
@@ -181,6 +186,8 @@ def _check(main: Any, size: Any, backlog: Any, loop: Any, counters: Any, gauges:
     for name in [*names, *checked_sequence("gauges", gauges, "names")]:
         if not isinstance(name, str) or not name.isidentifier():
             raise ValueError(f"counters must be names such as 'accepted', not {name!r}")
+        if name in RESERVED:
+            raise ValueError(f"counters: the master has a metric called {name!r} of its own, choose another name")
     if len(names) > MAX_COUNTERS or len(set(names)) != len(names):
         raise ValueError(f"counters must be at most {MAX_COUNTERS} different names")
 

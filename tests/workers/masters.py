@@ -14,7 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from asyncnet.workers.admin import Admin
+from asyncnet.workers.binding import Sockets
+from asyncnet.workers.board import Board
+from asyncnet.workers.fleet import Limits
+from asyncnet.workers.master import Master
 from asyncnet.workers.pidfile import control_path
+from asyncnet.workers.plan import Plan
+from asyncnet.workers.recycling import Recycle
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,6 +53,17 @@ try:
 except (OSError, ValueError) as exc:
     sys.exit(f"ended: {exc}")
 """
+
+
+def bare_master(size: int = 1) -> Master:
+    """Return a master that listens on nothing and does not run, for what it does by itself."""
+    plan = Plan(
+        main="app:main", limits=Limits(), recycle=Recycle(), counters=(), gauges=(), backlog=1, loop="auto", ready=None
+    )
+    return Master(
+        plan, size=size, asked=size, binds=(), sockets=Sockets(), board=Board([]), secret=bytes(16),
+        admin=Admin(None, None), pid_file=None, renew=lambda master: None,
+    )  # fmt: skip
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 15.0) -> Any:

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,69 @@ def test_status_reload_and_stop_of_an_echo_server(tmp_path: Path) -> None:
     gone = asyncnet("workers", "status", "--pid-file", pid_file)
     assert gone.returncode == 1
     assert gone.stderr == f"asyncnet: {pid_file}: No such file or directory\n"
+
+
+def reported(generation: int, settled: int, failed: int) -> dict[str, object]:
+    return {"generation": generation, "settled": settled, "failed_reloads": failed, "serving": 2, "last_error": "why"}
+
+
+@pytest.mark.parametrize(
+    ("reports", "outcome"),
+    [([(1, 1, 0), (2, 1, 0), (2, 2, 0)], "generation 2: 2 workers serve\n"),
+     ([(1, 1, 0), None, (2, 1, 0), None, (2, 2, 0)], "generation 2: 2 workers serve\n"),
+     ([(1, 1, 0), None, None], "broken off"),
+     ([(1, 1, 0), (2, 1, 0), (1, 1, 1)], "given up"),
+     ([(2, 1, 0), (2, 1, 0), (3, 2, 0), (3, 3, 0)], "generation 3: 2 workers serve\n"),
+     ([(2, 1, 0), (3, 2, 0), (2, 2, 1)], "given up"),
+     ([(2, 1, 0), (3, 1, 1), (3, 3, 1)], "generation 3: 2 workers serve\n"),
+     ([(2, 1, 0), (3, 1, 1), (1, 1, 2)], "given up")],
+)  # fmt: skip
+def test_a_reload_tells_its_own_outcome_and_not_that_of_one_before(
+    reports: list[tuple[int, int, int] | None],
+    outcome: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answers = iter([None if each is None else reported(*each) for each in reports])
+
+    def ask(path: str) -> dict[str, object]:
+        answer = next(answers)
+        if answer is None:
+            raise OSError("the master has broken off its answer")
+        return answer
+
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    monkeypatch.setattr("asyncnet.cli.workers.read_pid", lambda path: os.getpid())
+    monkeypatch.setattr("asyncnet.cli.workers._ask", ask)
+    monkeypatch.setattr("os.kill", lambda pid, number: None)
+    status = cli.main(["workers", "reload", "--pid-file", "x"])
+    assert next(answers, None) is None
+    assert status == (0 if outcome.startswith("generation") else 1)
+    assert outcome in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\n\r\n{"])
+def test_an_answer_that_is_broken_off_is_one_line(
+    answer: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    monkeypatch.setattr("asyncnet.cli.workers.read_pid", lambda path: os.getpid())
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "pid.sock"))
+        listener.listen()
+
+        def serve() -> None:
+            sock, _ = listener.accept()
+            with sock:
+                sock.recv(1000)
+                sock.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert cli.main(["workers", "status", "--pid-file", str(tmp_path / "pid")]) == 1
+        thread.join()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "has broken off its answer" in line
 
 
 def test_a_pid_file_that_was_left_behind_signals_nobody(tmp_path: Path) -> None:

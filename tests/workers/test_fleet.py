@@ -163,6 +163,19 @@ def test_starts_that_fail_without_a_word_end_it_after_five() -> None:
     assert simulation.now < 105
 
 
+def test_many_seats_that_fail_at_once_are_tried_again_as_often_as_one() -> None:
+    simulation = Simulation(8)
+    for number in range(5):
+        assert simulation.fleet.failure is None
+        begun = simulation.now
+        while len(simulation.alive) < 8:
+            simulation.step(0.05)
+        assert simulation.now - begun == pytest.approx(0.1 * 2 ** (number - 1) if number else 0.05, abs=0.06)
+        for pid in sorted(simulation.alive):
+            simulation.end(pid, -11)
+    assert simulation.fleet.failure is not None
+
+
 def test_while_a_worker_serves_failed_starts_are_repeated_and_end_nothing() -> None:
     simulation = served(2)
     simulation.end(2, -9)
@@ -203,6 +216,29 @@ def test_a_reload_that_cannot_start_is_given_up_and_the_old_serve_on() -> None:
     simulation.end(3)
     simulation.fleet.reload()
     assert simulation.step() == [Spawn(0, 3), Spawn(1, 3)]
+
+
+def test_a_reload_that_is_asked_for_while_a_broken_one_is_tried_follows_it_once() -> None:
+    simulation = served(1)
+    simulation.fleet.reload()
+    simulation.step()
+    simulation.fleet.reload()  # the code has just been mended
+    simulation.end(2, BOOT_FAILED, "SyntaxError")
+    assert simulation.step() == [Spawn(0, 3)]
+    simulation.end(3, BOOT_FAILED, "SyntaxError")
+    assert simulation.step() == []
+    assert simulation.step(2) == []
+    assert simulation.fleet.failed_reloads == 2
+    assert simulation.fleet.is_whole
+
+
+def test_a_reload_that_is_asked_for_during_the_first_start_follows_it() -> None:
+    simulation = Simulation(1)
+    simulation.step()
+    simulation.fleet.reload()
+    simulation.ready()
+    assert simulation.step() == [Spawn(0, 2)]
+    assert simulation.fleet.settled == 1
 
 
 def test_a_new_program_takes_the_workers_over_and_replaces_them() -> None:
@@ -301,6 +337,21 @@ def test_the_deadline_ends_a_drain() -> None:
     simulation.step()
     assert simulation.step(11) == []
     assert [type(action) for action in simulation.step(1.1)] == [Kill]
+
+
+@pytest.mark.parametrize("is_stopping", [False, True])
+@pytest.mark.parametrize(("status", "crashes"), [(0, 0), (-15, 0), (-11, 1), (1, 1)])
+def test_a_crash_while_draining_is_counted(status: int, crashes: int, is_stopping: bool) -> None:
+    simulation = served(1)
+    if is_stopping:
+        simulation.fleet.stop()
+    else:
+        simulation.fleet.reload()
+        simulation.step()
+        simulation.ready(2)
+    assert simulation.step() == [Drain(1)]
+    simulation.end(1, status)
+    assert simulation.fleet.crashes == crashes
 
 
 def test_abort_kills_everything_at_once() -> None:

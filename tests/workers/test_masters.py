@@ -17,8 +17,20 @@ from typing import Any
 
 import pytest
 
+from asyncnet.workers.pidfile import control_path
 from tests.attempts import first_good
-from tests.workers.masters import ECHO, ROOT, Running, blocked_signals, children, is_alive, kill, running, wait_for
+from tests.workers.masters import (
+    ECHO,
+    ROOT,
+    Running,
+    bare_master,
+    blocked_signals,
+    children,
+    is_alive,
+    kill,
+    running,
+    wait_for,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -67,6 +79,48 @@ def test_a_second_signal_hurries_and_quit_aborts(tmp_path: Path) -> None:
         assert not any(map(is_alive, known))
 
 
+def test_a_master_without_a_free_descriptor_serves_on_and_reloads_when_it_has_one(tmp_path: Path) -> None:
+    import resource
+
+    with running(tmp_path) as master:
+        before = master.workers()
+        _, hard = resource.prlimit(master.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(master.pid, resource.RLIMIT_NOFILE, (0, hard))
+        master.signal(signal.SIGHUP)
+        wait_for(lambda: "cannot fork: Too many open files" in master.log)
+        assert master.ask() in before
+        with socket.socket(socket.AF_UNIX) as visitor:
+            visitor.connect(control_path(master.pid_file))
+            visitor.sendall(b"GET /health HTTP/1.1\r\n\r\n")
+            resource.prlimit(master.pid, resource.RLIMIT_NOFILE, (hard, hard))
+            assert visitor.recv(100).startswith(b"HTTP/1.1 200")
+        wait_for(lambda: not set(before) & set(master.workers()) and master.whole())
+
+
+def test_two_signals_in_one_turn_hurry_the_workers(tmp_path: Path) -> None:
+    with running(tmp_path, grace=60.0) as master, master.connect() as sock:
+        sock.sendall(b"x")
+        assert sock.recv(100)
+        for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+            master.signal(number)
+        assert master.process.wait(10) == 0
+        assert "it is killed" not in master.log
+
+
+def test_a_stop_that_reaches_all_processes_leaves_workers_their_grace(tmp_path: Path) -> None:
+    with running(tmp_path, workers=1, grace=60.0) as master, master.connect() as sock:
+        sock.sendall(b"x")
+        worker = int(sock.recv(100).split()[0])
+        os.kill(worker, signal.SIGTERM)
+        master.signal(signal.SIGTERM)
+        wait_for(lambda: master.workers("draining") == [worker])
+        for _ in range(50):  # turns of the worker's loop
+            sock.sendall(b"y")
+            assert sock.recv(100) == b"%d y" % worker
+        sock.close()
+        assert master.process.wait(10) == 0
+
+
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     with running(tmp_path) as master:
         victim = master.ask()
@@ -106,11 +160,43 @@ def test_a_loop_that_hangs_shows_its_stacks_before_it_is_killed(tmp_path: Path) 
         assert "in hang_for_ever" in master.log
 
 
+def test_a_server_that_fails_while_it_closes_is_a_crash_with_its_reason(tmp_path: Path) -> None:
+    with running(tmp_path, FAILS_AT_THE_END, workers=1) as master:
+        (old,) = master.workers()
+        master.reload()
+        wait_for(lambda: old not in master.workers())
+        assert master.report()["crashes"] == 1
+        assert f"worker {old} crashed while it drained (status 1)" in master.log
+        assert "RuntimeError: it does not close" in master.log
+        master.signal(signal.SIGKILL)
+        master.process.wait()
+        tmp_path.joinpath("log").write_text("")  # the traceback is what is wanted here
+
+
+FAILS_AT_THE_END = """
+class Server:
+    stats = None
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *error):
+        pass
+
+    async def aclose(self):
+        raise RuntimeError("it does not close")
+
+async def main(worker):
+    await worker.serve(Server())
+"""
+
+
 @pytest.mark.parametrize(
     ("app", "reason"),
     [("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
      ("def main(", "SyntaxError"),
      ("x = 1", "has no function 'main'"),
+     ("raise ValueError('x' * 100_000)", "ValueError: xxx"),
      ("async def main(worker):\n    raise OSError(98, 'cannot bind UDP 1.2.3.4:5')", "cannot bind UDP 1.2.3.4:5")],
 )  # fmt: skip
 def test_a_worker_that_cannot_start_ends_the_master_with_the_reason(tmp_path: Path, app: str, reason: str) -> None:
@@ -222,27 +308,35 @@ def test_usr2_becomes_a_new_program_with_the_same_listener_and_process(tmp_path:
         before = master.workers()
         blocked = blocked_signals(before[0])
         program = tmp_path.joinpath("program.py")
-        program.write_text(program.read_text() + "\nraise SystemExit(9)")  # after `run`: it changes the end alone
+        given = 'counters=["active"], admin=("127.0.0.1", 0), pid_file="other.pid",'
+        changed = program.read_text().replace('"app:main",', f'"app:main", {given}')
+        changed = changed.replace("\nif ", "\ndel options['pid_file']\nif ", 1)
+        program.write_text(changed + "\nraise SystemExit(9)")  # after `run`: it changes the end alone
         master.signal(signal.SIGUSR2)
         wait_for(lambda: "the program is renewed" in master.log)
         wait_for(lambda: not set(before) & set(master.workers("ready")))
         wait_for(lambda: master.ask() not in before)
+        for name in ("admin", "pid_file"):
+            assert f"{name} has changed: it stays what it was" in master.log
         assert {blocked_signals(pid) for pid in (master.pid, *master.workers("ready"))} == {blocked}
         sock.sendall(b"2")
         assert sock.recv(100) == b"%d 2" % old  # an old connection goes on
+        wait_for(lambda: master.report()["totals"] == {"active": 1})  # in the second column of its worker
         sock.close()
         wait_for(master.whole)
         assert not set(before) & set(children(master.pid))
         master.signal(signal.SIGTERM)
         assert master.process.wait(10) == 9
+        assert not {"pid", "pid.sock", "other.pid", "other.pid.sock"} & {path.name for path in tmp_path.iterdir()}
 
 
-def test_usr2_with_a_program_that_does_not_start_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [("import json", "raise SystemExit('broken')"), ("app:main", "no function")])
+def test_usr2_with_a_program_that_does_not_start_changes_nothing(tmp_path: Path, change: tuple[str, str]) -> None:
     with running(tmp_path) as master:
         before = master.workers()
         program = tmp_path.joinpath("program.py")
         good = program.read_text()
-        program.write_text("raise SystemExit('broken')")
+        program.write_text(good.replace(*change))
         master.signal(signal.SIGUSR2)
         wait_for(lambda: "the new program does not start" in master.log)
         assert master.workers() == before
@@ -267,6 +361,44 @@ def test_a_trial_of_a_new_program_ends_with_its_master(tmp_path: Path) -> None:
         wait_for(lambda: not is_alive(trial), 2)
     finally:
         kill(master)
+
+
+TRIAL_WAITS = """
+import os, time
+if "ASYNCNET_WORKERS_TRIAL" in os.environ:
+    open("trial", "w").write(f"{os.getpid()} ")
+    while not os.path.exists("go"):
+        time.sleep(0.01)
+"""
+
+
+def test_a_stop_that_comes_with_the_end_of_a_trial_is_not_lost(tmp_path: Path) -> None:
+    with running(tmp_path) as master:
+        program = tmp_path.joinpath("program.py")
+        program.write_text(TRIAL_WAITS + program.read_text())
+        master.signal(signal.SIGUSR2)
+        note = tmp_path / "trial"
+        trial = int(wait_for(lambda: note.exists() and note.read_text()))
+        master.signal(signal.SIGSTOP)
+        tmp_path.joinpath("go").touch()
+        wait_for(lambda: not is_alive(trial))
+        master.signal(signal.SIGTERM)
+        master.signal(signal.SIGCONT)
+        assert master.process.wait(10) == 0
+        assert "the program is renewed" not in master.log
+
+
+def test_a_signal_that_nobody_has_taken_is_kept_for_the_next_program() -> None:
+    if not (pid := os.fork()):
+        with contextlib.suppress(BaseException):
+            master = bare_master()
+            master._open()
+            os.kill(os.getpid(), signal.SIGHUP)
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            master.keep_signals()
+            os._exit(0 if signal.SIGHUP in signal.sigpending() else 1)
+        os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def test_usr2_during_a_reload_waits_for_the_room_of_its_trial(tmp_path: Path) -> None:
