@@ -157,7 +157,9 @@ class SendSession(Session):
                 return None
         if self._timer_at > machine.deadline:  # type: ignore[operator]  # it was set just now
             self._rearm()
-        return self._blocks[(block - 1) % self._places]
+        place = self._blocks[(block - 1) % self._places]
+        # Where the source ends may have been found out only just now, by reading this block.
+        return place[: HEADER.size + self._last_length] if block == self._last else place
 
     def _receive_ack(self, number: int, now: float) -> None:
         if self.over:
