@@ -77,6 +77,10 @@ class RetransmitTimer:
         """The smoothed round-trip time in seconds; while none was measured, the shortest timeout with a window."""
         return self.timing.window_floor if self.smoothed is None else self.smoothed
 
+    def is_usual(self, seconds: float) -> bool:
+        """Tell whether a round trip may have taken so long, by those that were measured."""
+        return self.smoothed is not None and self.fastest / 2 <= seconds <= self.smoothed + 4 * self._variance
+
     def measured(self, seconds: float) -> None:
         """Take a round trip into account."""
         if self.smoothed is None:
@@ -97,6 +101,14 @@ class RetransmitTimer:
         """
         self.slowest = max(self.slowest, seconds)
         self.unhurried = max(self.unhurried, min(2 * seconds, self.timing.cap))
+
+    def keep_backoff(self) -> None:
+        """Wait from now on as long as now, until a round trip is measured.
+
+        A peer that has become slower answers each packet when it was sent again, so nothing is ever measured unless the
+        longer wait stays for the next packet: the second half of Karn's rule.
+        """
+        self.unhurried = self.timeout
 
     def progressed(self) -> None:
         """Forget the backoff: the peer answers."""

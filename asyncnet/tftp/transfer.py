@@ -37,6 +37,9 @@ _NOTHING: Final = range(0)
 _MEASURE_EVERY: Final = 0.02
 """Seconds between two measurements of the round trip; one for each block would cost more than it tells."""
 
+_LOSSES_IN_A_ROW: Final = 4
+"""Windows that are believed to be lost one after the other, before their answers are believed to be late."""
+
 
 class State(Enum):
     """Where a transfer stands."""
@@ -93,6 +96,7 @@ class Sender:
         self._superseded = 0  # the end of the flight before, if it was sent again; its ACK may come late
         self._doubtful_until = 0.0  # until then a repeated ACK may be an answer to blocks that were sent before
         self._timed: tuple[int, float] | None = None  # the block being timed, and when it left
+        self._late = 0  # windows that were acknowledged only after a timeout, since a round trip was measured
         self._measure_at = 0.0  # no round trip is timed before
         self.configure(window_size=window_size)
 
@@ -158,9 +162,13 @@ class Sender:
         if timed is not None:
             timer.measured(now - timed[1])
             self._timed = None
+            self._late = 0
             self._measure_at = now + _MEASURE_EVERY
-        elif now >= self._measure_at:
-            self._timed = end - 1, now
+        else:
+            if timer.retransmits:
+                self._answered_late(now)
+            if now >= self._measure_at:
+                self._timed = end - 1, now
         timer.retransmits = 0
         self._base = base
         self._next = self._highest = end
@@ -188,7 +196,10 @@ class Sender:
         if self._timed is not None and block >= self._timed[0]:
             self.timer.measured(now - self._timed[1])
             self._timed = None
+            self._late = 0
         elif self._base:
+            if self._heard and self.timer.retransmits and block + 1 >= self._next:
+                self._answered_late(now)
             self.timer.took(now - self._flight_at)
         self.timer.progressed()
         self._heard = True
@@ -201,6 +212,14 @@ class Sender:
         elif self._base != self._superseded and not (now < self._doubtful_until and self._is_early(now)):
             return self._rewind(now)  # an ACK inside the window: what follows it was lost
         return self._flight(now)
+
+    def _answered_late(self, now: float) -> None:
+        # A round trip after the last copy, the answer is to it, and the one before was lost. At another time, or time
+        # after time, the answer is to an earlier copy: the peer has become slower.
+        self._late += 1
+        if self._late > _LOSSES_IN_A_ROW or not self.timer.is_usual(now - self._flight_at):
+            self._late = 0
+            self.timer.keep_backoff()
 
     def _is_early(self, now: float) -> bool:  # for an answer to the present flight
         return now - self._flight_at < self.timer.fastest / 2

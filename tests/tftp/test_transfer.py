@@ -185,6 +185,33 @@ def test_a_window_that_takes_long_is_waited_for_longer() -> None:
     assert machine.deadline == pytest.approx(now + 0.1 + 0.2)
 
 
+@pytest.mark.parametrize("rollover", [0, 1])
+@pytest.mark.parametrize(("window_size", "at_first", "later"), [(1, 0.010, 0.300), (8, 0.001, 0.100)])
+def test_a_peer_that_becomes_slow_is_not_sent_everything_twice(
+    window_size: int, at_first: float, later: float, rollover: Rollover
+) -> None:
+    """As one that writes to flash memory once its buffer is full."""
+    last, slow_from = 100 * window_size, 50 * window_size
+    machine = Sender(window_size=window_size, last=last, rollover=rollover)
+    answers: list[tuple[float, int]] = []
+    sent, received, now = 0, -1, 0.0
+    blocks = machine.start(now)
+    while machine.state is State.ACTIVE:
+        sent += len(blocks)
+        if blocks and blocks[-1] > received:
+            received = blocks[-1]
+            answers.append((now + (later if received > slow_from else at_first), received))
+        assert machine.deadline is not None
+        if answers and answers[0][0] <= machine.deadline:
+            now, number = answers.pop(0)
+            blocks = machine.receive_ack(number, now)
+        else:
+            now = machine.deadline
+            blocks = machine.handle_timer(now)
+    assert machine.state is State.DONE
+    assert sent <= last + 1 + 3 * window_size
+
+
 @pytest.mark.parametrize("kind", [Sender, Receiver])
 def test_an_opening_packet_that_was_sent_twice_is_not_measured(kind: type[Sender] | type[Receiver]) -> None:
     """Karn's rule: nobody knows which of the two the answer belongs to."""
