@@ -132,8 +132,6 @@ class Sender:
         if first := self.confirm(number, now):
             return range(first, self._next)
         block = unwrap(number, self._base, self._rollover)
-        if number == 0xFFFF and block == self._base - 1 and self.window_size == 1 and self.timer.retransmits:
-            block = self._base  # old tftp-hpa acknowledges the block that wraps to 0 so
         if self.state is not State.ACTIVE or not self._base - 1 <= block < self._highest:
             self.ignored += 1
             return _NOTHING
@@ -286,11 +284,18 @@ class Receiver:
         """Blocks that had arrived before."""
         self.retransmitted = 0
         """ACKs and opening packets that were due again after a silence."""
+        self.may_lack_block = False
+        """Whether the peer may have left out the block that wraps to 0: only the size of the file can tell.
+
+        Some senders (curl) take an ACK 65535 that is due again for the ACK of that block. If it was lost, what comes
+        next looks like the number of one that wraps to 1.
+        """
         self.timer = RetransmitTimer(timing, limit=unheard_retransmits)
         self._rollover = rollover
         self._keep = keep_beyond_gap
         self._kept: set[int] = set()  # blocks beyond the gap; less than a window of them
         self._opened = False  # whether an OACK has come
+        self._repeats_ack = False  # whether the last ACK was due again
         self._expected = 1
         self._last: int | None = None
         self._acknowledged = 0  # the block of the last ACK: the window begins behind it
@@ -410,19 +415,21 @@ class Receiver:
             self.state, self.deadline = State.TIMED_OUT, None
             return
         self.retransmitted += 1
+        self._repeats_ack = True
         self._acknowledge(now)
 
     def _unwrap(self, number: int) -> int:
         if self._rollover is None and self._expected == 0x10000 and number in (0, 1):
             # With a window, a 1 may as well mean that the block before it was lost.
             self._rollover = 1 if number == 1 and self.window_size == 1 else 0
+            self.may_lack_block = self._rollover == 1 and self._repeats_ack
         return unwrap(number, self._expected, self._rollover or 0)
 
     def _progress(self, now: float) -> None:
         self._measure(now)
         self.timer.progressed()
         self._quiet_until = 0.0
-        self._stall_hinted = False
+        self._stall_hinted = self._repeats_ack = False
         self._expected += 1
         while self._expected in self._kept:
             self._kept.remove(self._expected)
@@ -439,6 +446,7 @@ class Receiver:
         if self.window_size == 1:
             if block == self._expected - 1:
                 self._ack = block
+                self._repeats_ack = True
         elif self._acknowledged == self._expected - 1 and now - self._acknowledged_at > self.timer.round_trip:
             self._acknowledge(now)
 

@@ -10,7 +10,7 @@ import pytest
 from asyncnet.addresses import Address
 from asyncnet.tftp.files import BytesSource, NetasciiSource
 from asyncnet.tftp.options import Options
-from asyncnet.tftp.packets import Ack, Data, decode_packet, encode_packet
+from asyncnet.tftp.packets import Ack, Data, OptionAck, decode_packet, encode_packet
 from asyncnet.tftp.sending import SendSession
 from asyncnet.tftp.transfer import Sender
 
@@ -84,3 +84,28 @@ def test_a_source_of_unknown_size_ends_where_it_ends(block_size: int, blocks: in
 @pytest.mark.parametrize("lines", [0, 1, 3967, 3968, 3969])
 def test_a_text_ends_where_it_ends(lines: int) -> None:
     assert download(NetasciiSource(BytesSource(b"a\n\n" * lines)), 512) == b"a\r\n\r\n" * lines
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_old_tftp_hpa_acknowledges_the_wrap_to_0_as_65535(lost: bool) -> None:
+    """It sends the ACK of the block before, followed by the rest of its OACK; without that rest the block was lost."""
+    server, wire = ("192.0.2.1", 1069), RecordingWire()
+    content = bytes(8 * 0x10000 + 3)
+    oack = encode_packet(OptionAck((("blksize", "8"), ("tsize", str(len(content))))))
+    session = SendSession(
+        BytesSource(content),
+        Sender(),
+        opening=b"the request",
+        server=server,
+        negotiate=lambda options: Options(block_size=8),
+    )
+    session.begin(wire, no_timer)
+    session.datagram_received(oack, server)
+    ack = b""
+    for block in range(1, 0x10000):
+        assert wire.sent[-1][:4] == encode_packet(Data(block, b""))
+        ack = encode_packet(Ack(block))
+        session.datagram_received(ack, server)
+    assert wire.sent[-1] == encode_packet(Data(0, bytes(8)))
+    session.datagram_received(ack if lost else ack + oack[4:], server)
+    assert wire.sent[-1] == encode_packet(Data(0, bytes(8)) if lost else Data(1, bytes(3)))

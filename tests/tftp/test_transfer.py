@@ -152,6 +152,20 @@ def test_ignored_acks_do_not_put_the_deadline_off() -> None:
     assert machine.deadline == before
 
 
+def test_an_ack_of_the_block_before_is_never_one_of_the_block_that_wraps_to_0() -> None:
+    """Whoever lacks the block says 65535 again and again."""
+    machine = sender(last=0x10010)
+    now = 0.0
+    for block in range(1, 0x10000):
+        now += 0.001
+        machine.receive_ack(block, now)
+    while machine.deadline is not None:
+        now = machine.deadline
+        assert machine.handle_timer(now) in (range(0x10000, 0x10001), range(0))
+        assert not machine.receive_ack(0xFFFF, now + 0.001)
+    assert machine.acknowledged == 0xFFFF
+
+
 def test_only_the_last_ack_missing_is_unconfirmed_and_no_failure() -> None:
     machine = sender(last=2)
     machine.receive_ack(1, RTT)
@@ -437,6 +451,22 @@ def test_a_lock_step_receiver_learns_how_the_peer_wraps(rollover: Rollover) -> N
         ack = machine.take_ack()
         assert ack is not None
         assert machine.wire_number(ack) == wrap(block, rollover)
+
+
+@pytest.mark.parametrize("repeated", [None, "by the timer", "for a block that came again"])
+def test_a_lock_step_receiver_knows_when_a_block_may_have_been_left_out(repeated: str | None) -> None:
+    """Curl takes an ACK 65535 that comes again for the ACK of the block that wraps to 0, and goes on with block 1."""
+    machine = receiver()
+    for block in range(1, 0x10000):
+        machine.receive_data(block, 512, 0.0)
+    machine.take_ack()
+    if repeated == "by the timer":
+        machine.handle_timer(machine.deadline or 0.0)
+    elif repeated:
+        machine.receive_data(0xFFFF, 512, 0.1)
+    assert machine.take_ack() == (0xFFFF if repeated else None)
+    assert machine.receive_data(1, 512, 10.0) == 0x10000
+    assert machine.may_lack_block is bool(repeated)
 
 
 # Machine against machine
