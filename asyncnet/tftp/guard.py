@@ -63,6 +63,11 @@ class Guard:
         self._memory = 0
         self._errors: dict[str, tuple[float, float]] = {}  # by source: tokens, and when they were counted
 
+    @property
+    def max_sessions(self) -> int:
+        """Transfers at once."""
+        return self._max_sessions
+
     def admits(self, host: str) -> bool:
         """Tell whether requests of this address are heard at all."""
         if not self._allow and not self._deny:

@@ -26,6 +26,9 @@ class Timing:
     patience: float = 30.0
     """Seconds without an answer after which a peer that has answered before is given up, at the earliest: some write
     what they have to flash memory, and say nothing meanwhile."""
+    dally: float = 10.0
+    """For how long a server repeats the last ACK of an upload, at least. If it was lost, a client sends the last block
+    again when its own timeout is over, which is after 5 or 6 seconds for most."""
 
     def capped_by(self, seconds: float | None) -> Timing:
         """Return these times for a peer that named its retransmission interval (RFC 2349): it is the longest wait.

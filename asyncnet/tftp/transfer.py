@@ -265,6 +265,7 @@ class Receiver:
         keep_beyond_gap: whether blocks may be stored out of order.
         timing: the bounds of the retransmit timeout.
         unheard_retransmits: retransmissions to a peer that has not answered at all; by default as many as to others.
+        dally: seconds for which the last ACK is repeated at least; two timeouts are enough for a peer with ours.
     """
 
     def __init__(
@@ -276,6 +277,7 @@ class Receiver:
         keep_beyond_gap: bool = True,
         timing: Timing = DEFAULT_TIMING,
         unheard_retransmits: int | None = None,
+        dally: float = 0.0,
     ) -> None:
         self.state = State.ACTIVE
         self.deadline: float | None = None
@@ -293,6 +295,7 @@ class Receiver:
         self.timer = RetransmitTimer(timing, limit=unheard_retransmits)
         self._rollover = rollover
         self._keep = keep_beyond_gap
+        self._dally = dally
         self._kept: set[int] = set()  # blocks beyond the gap; less than a window of them
         self._opened = False  # whether an OACK has come
         self._repeats_ack = False  # whether the last ACK was due again
@@ -400,7 +403,7 @@ class Receiver:
         """Say that everything is stored: the last ACK is due, and for a while again when the peer missed it."""
         self.state = State.DALLYING
         self._ack = self._last
-        self.deadline = now + 2 * max(self.timer.timeout, self.timer.timing.floor)
+        self.deadline = now + max(2 * max(self.timer.timeout, self.timer.timing.floor), self._dally)
 
     def handle_timer(self, now: float) -> None:
         """Make the last ACK due again, if the deadline has passed."""

@@ -391,6 +391,17 @@ def test_the_last_ack_is_repeated_while_dallying_and_then_no_more() -> None:
     assert machine.deadline is None
 
 
+def test_a_server_dallies_until_a_client_with_a_long_timeout_has_asked_again() -> None:
+    machine = receiver(dally=10.0)
+    feed(machine, 1, now=RTT, length=5)
+    machine.finish(RTT)
+    assert machine.take_ack() == 1
+    machine.handle_timer(6.0)
+    feed(machine, 1, now=6.0, length=5)
+    assert machine.take_ack() == 1
+    assert machine.deadline == RTT + 10.0
+
+
 def test_the_last_block_may_arrive_before_the_others() -> None:
     machine = receiver(4)
     machine.receive_data(3, 7, RTT)
