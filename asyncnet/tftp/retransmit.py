@@ -33,12 +33,13 @@ class Timing:
     def capped_by(self, seconds: float | None) -> Timing:
         """Return these times for a peer that named its retransmission interval (RFC 2349): it is the longest wait.
 
-        The first wait stays within the cap that holds without it. It is a wait for a peer that has not answered at all,
-        and a forged request must not keep its place for long.
+        It makes no wait longer than the cap that holds without it: neither a forged request nor a peer that falls
+        silent is to keep its place for long.
         """
         if seconds is None:
             return self
-        return attrs.evolve(self, initial=min(seconds, max(self.initial, self.cap)), cap=max(seconds, self.floor))
+        initial = min(seconds, max(self.initial, self.cap))
+        return attrs.evolve(self, initial=initial, cap=max(min(seconds, self.cap), self.floor))
 
 
 DEFAULT_TIMING: Final = Timing()

@@ -282,7 +282,18 @@ def test_a_forged_request_with_a_long_interval_does_not_keep_its_place() -> None
     while machine.deadline is not None:
         now = machine.deadline
         machine.handle_timer(now)
-    assert now <= 8 * (1 + 2 + 4 + 8)
+    assert now <= 4 * 8
+
+
+def test_a_client_with_a_long_interval_that_falls_silent_does_not_keep_its_place() -> None:
+    machine = Sender(timing=Timing().capped_by(255), unheard_retransmits=3)
+    machine.start(0.0)
+    machine.receive_ack(0, 7.9)
+    now = 7.9
+    while machine.deadline is not None:
+        now = machine.deadline
+        machine.handle_timer(now)
+    assert now - 7.9 <= 60
 
 
 # Receiver
