@@ -86,7 +86,8 @@ def _add_limits(group: argparse._ArgumentGroup) -> None:
                        help="transfers at once; further requests get no answer until there is room "
                             "(default: 1000)")  # fmt: skip
     group.add_argument("--max-sessions-per-client", type=positive_int, metavar="N",
-                       help="transfers at once of one client")  # fmt: skip
+                       help="transfers at once of one client, or of all behind one NAT (default: 16, and no limit for "
+                            "this host)")  # fmt: skip
     group.add_argument("--max-memory", type=_size, metavar="SIZE", help="of all windows together: 64M")
     group.add_argument("--max-block-size", type=positive_int, default=65464, metavar="BYTES",
                        help="grant no larger blocks (default: 65464)")  # fmt: skip

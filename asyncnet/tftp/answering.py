@@ -43,6 +43,7 @@ def session_for(
     rollover: Rollover | None,
     progress: Progress | None = None,
     outbox: Outbox | None = None,
+    stays: bool = False,
 ) -> Session:
     """Return the session that answers a request.
 
@@ -54,12 +55,13 @@ def session_for(
         rollover: the block number that follows 65535; see `serve`.
         progress: told how far the transfer is.
         outbox: lets blocks of many sessions leave together.
+        stays: whether the session of an upload may stay for longer, to repeat its last ACK (`Timing.dally`).
 
     Raises:
         LocalError: an option is refused.
     """
     if request.is_write:
-        return _receiving(request, opened, limits, timing, rollover, progress)
+        return _receiving(request, opened, limits, timing, rollover, progress, stays=stays)
     return _sending(request, opened, limits, timing, rollover, progress, outbox)
 
 
@@ -93,6 +95,8 @@ def _receiving(
     timing: Timing,
     rollover: Rollover | None,
     progress: Progress | None,
+    *,
+    stays: bool,
 ) -> Session:
     if request.mode == "netascii":
         sink = NetasciiSink(sink)
@@ -102,6 +106,7 @@ def _receiving(
         keep_beyond_gap=sink.random_access,
         timing=timing.capped_by(options.timeout),
         unheard_retransmits=_UNHEARD_RETRANSMITS,
+        dally=max(timing.dally, 1.5 * (options.timeout or 0)) if stays else 0.0,
     )
     opening = encode_packet(OptionAck(accepted) if accepted else Ack(0))
     return ReceiveSession(sink, receiver, opening=opening, options=options, progress=progress)

@@ -9,6 +9,9 @@ from asyncnet.addresses import client_of, in_networks, parse_network
 
 __all__ = ["Guard"]
 
+_MAX_PER_CLIENT: Final = 16
+"""Transfers at once of one client, where nothing else is said; this host itself has no such limit."""
+_LOOPBACK: Final = tuple(map(parse_network, ("127.0.0.0/8", "::1")))
 _MAX_SOURCES: Final = 4096
 """Sources of errors that are remembered; beyond it the one heard of longest ago is forgotten."""
 _BURST_SECONDS: Final = 10.0
@@ -24,7 +27,8 @@ class Guard:
         allow: networks or addresses; when there are any, only their clients are admitted.
         deny: networks or addresses whose clients are not admitted, whatever `allow` says.
         max_sessions: transfers at once.
-        max_sessions_per_client: transfers at once of one client; by default as many as of all.
+        max_sessions_per_client: transfers at once of one client; by default 16, and as many as of all for programs on
+            this host, by its loopback address. Clients behind one NAT are one client.
         max_memory: bytes of all windows together; a window that is sent takes up to twice its bytes, for the next one
             is read while it travels.
         errors_per_second: ERROR packets that a source may cause in the long run; ten times as many may come at once.
@@ -43,7 +47,7 @@ class Guard:
         max_memory: int = 256 << 20,
         errors_per_second: float = 10.0,
     ) -> None:
-        per_client = max_sessions if max_sessions_per_client is None else max_sessions_per_client
+        per_client = _MAX_PER_CLIENT if max_sessions_per_client is None else max_sessions_per_client
         for name, value in (
             ("max_sessions", max_sessions),
             ("max_sessions_per_client", per_client),
@@ -56,12 +60,18 @@ class Guard:
         self._deny = [parse_network(text) for text in deny]
         self._max_sessions = max_sessions
         self._max_per_client = per_client
+        self._unlimited = _LOOPBACK if max_sessions_per_client is None else ()
         self._max_memory = max_memory
         self._errors_per_second = errors_per_second
         self._sessions: dict[str, int] = {}
         self._total = 0
         self._memory = 0
         self._errors: dict[str, tuple[float, float]] = {}  # by source: tokens, and when they were counted
+
+    @property
+    def max_sessions(self) -> int:
+        """Transfers at once."""
+        return self._max_sessions
 
     def admits(self, host: str) -> bool:
         """Tell whether requests of this address are heard at all."""
@@ -76,7 +86,7 @@ class Guard:
         return (
             self._total < self._max_sessions
             and self._memory + memory <= self._max_memory
-            and self._sessions.get(client_of(host), 0) < self._max_per_client
+            and (self._sessions.get(client_of(host), 0) < self._max_per_client or in_networks(host, self._unlimited))
         )
 
     def enter(self, host: str, memory: int) -> None:

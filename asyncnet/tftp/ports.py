@@ -160,6 +160,11 @@ class Listener(asyncio.DatagramProtocol):
         """Who has a transfer on this socket."""
         return self._ports.keys()
 
+    def serves(self, data: bytes, peer: Address) -> bool:
+        """Tell whether a datagram is for a transfer on this socket; a request is not for one that only dallies."""
+        port = self._ports.get(peer)
+        return port is not None and not (port.session.dallies and data[1:2] < b"\3")
+
     def pause(self) -> None:
         """Hear nothing; what is sent leaves as before."""
         self._paused = True

@@ -152,8 +152,15 @@ class ReceiveSession(Session):
             super().close()
 
     def _check_size(self) -> None:
-        """Compare with what the server has announced; a client's announcement is only a wish for room."""
+        """Compare with what the server has announced; a client's announcement is only a wish for room.
+
+        Where a block may be missing, nothing but the right size shows that there is none.
+        """
         announced = self.options.transfer_size
+        if self._machine.may_lack_block and announced != self._bytes:
+            raise LocalError(
+                ErrorCode.UNDEFINED, "a block was lost where the numbers wrap, and perhaps left out: try again"
+            )
         if self._server is not None and announced and announced != self._bytes:
             raise LocalError(
                 ErrorCode.UNDEFINED, f"the server announced {announced} bytes and sent {self._bytes}: try again"

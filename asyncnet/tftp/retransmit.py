@@ -26,16 +26,20 @@ class Timing:
     patience: float = 30.0
     """Seconds without an answer after which a peer that has answered before is given up, at the earliest: some write
     what they have to flash memory, and say nothing meanwhile."""
+    dally: float = 10.0
+    """For how long a server repeats the last ACK of an upload, at least. If it was lost, a client sends the last block
+    again when its own timeout is over, which is after 5 or 6 seconds for most."""
 
     def capped_by(self, seconds: float | None) -> Timing:
         """Return these times for a peer that named its retransmission interval (RFC 2349): it is the longest wait.
 
-        The first wait stays within the cap that holds without it. It is a wait for a peer that has not answered at all,
-        and a forged request must not keep its place for long.
+        It makes no wait longer than the cap that holds without it: neither a forged request nor a peer that falls
+        silent is to keep its place for long.
         """
         if seconds is None:
             return self
-        return attrs.evolve(self, initial=min(seconds, max(self.initial, self.cap)), cap=max(seconds, self.floor))
+        initial = min(seconds, max(self.initial, self.cap))
+        return attrs.evolve(self, initial=initial, cap=max(min(seconds, self.cap), self.floor))
 
 
 DEFAULT_TIMING: Final = Timing()
@@ -77,6 +81,10 @@ class RetransmitTimer:
         """The smoothed round-trip time in seconds; while none was measured, the shortest timeout with a window."""
         return self.timing.window_floor if self.smoothed is None else self.smoothed
 
+    def is_usual(self, seconds: float) -> bool:
+        """Tell whether a round trip may have taken so long, by those that were measured."""
+        return self.smoothed is not None and self.fastest / 2 <= seconds <= self.smoothed + 4 * self._variance
+
     def measured(self, seconds: float) -> None:
         """Take a round trip into account."""
         if self.smoothed is None:
@@ -97,6 +105,14 @@ class RetransmitTimer:
         """
         self.slowest = max(self.slowest, seconds)
         self.unhurried = max(self.unhurried, min(2 * seconds, self.timing.cap))
+
+    def keep_backoff(self) -> None:
+        """Wait from now on as long as now, until a round trip is measured.
+
+        A peer that has become slower answers each packet when it was sent again, so nothing is ever measured unless the
+        longer wait stays for the next packet: the second half of Karn's rule.
+        """
+        self.unhurried = self.timeout
 
     def progressed(self) -> None:
         """Forget the backoff: the peer answers."""

@@ -23,6 +23,9 @@ __all__ = ["Outbox", "SendSession"]
 _DATA: Final = int(Opcode.DATA)
 _ACK: Final = int(Opcode.ACK)
 _ACK_SIZE: Final = HEADER.size
+_ACK_0: Final = HEADER.pack(Opcode.ACK, 0)
+_ACK_65535: Final = HEADER.pack(Opcode.ACK, 0xFFFF)
+_OACK: Final = Opcode.OACK.to_bytes(2)
 _READ_AHEAD: Final = 1 << 14
 """Bytes that are read at once in lock-step."""
 _MOST_AHEAD: Final = 8 << 20
@@ -80,6 +83,7 @@ class SendSession(Session):
         self._loaded = 0
         self._last: int | None = None
         self._last_length = 0
+        self._oack_size = 0
         self._window = memoryview(b"")
         self._prepare(options or Options(transfer_size=source.size))
 
@@ -137,6 +141,15 @@ class SendSession(Session):
         else:
             super().datagram_received(data, addr)
 
+    def _take(self, data: bytes) -> None:
+        if data[:2] == _OACK:
+            self._oack_size = len(data)
+        elif len(data) == self._oack_size and data[:_ACK_SIZE] == _ACK_65535:
+            # Old tftp-hpa takes the block that wraps to 0 for the request and sends the buffer of its OACK again, where
+            # the last ACK is the beginning by now. An ACK 65535 that says that the block is missing is shorter.
+            data = _ACK_0
+        super()._take(data)
+
     def answer(self, data: bytes) -> memoryview | None:
         """Take an ACK in lock-step, if it is the plain case, which it nearly always is.
 
@@ -157,7 +170,9 @@ class SendSession(Session):
                 return None
         if self._timer_at > machine.deadline:  # type: ignore[operator]  # it was set just now
             self._rearm()
-        return self._blocks[(block - 1) % self._places]
+        place = self._blocks[(block - 1) % self._places]
+        # Where the source ends may have been found out only just now, by reading this block.
+        return place[: HEADER.size + self._last_length] if block == self._last else place
 
     def _receive_ack(self, number: int, now: float) -> None:
         if self.over:

@@ -12,7 +12,9 @@ import asyncio
 import errno
 import inspect
 import logging
+import socket
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Literal, Self
 
@@ -48,6 +50,8 @@ logger: Final = logging.getLogger("asyncnet.tftp")
 _REQUESTS: Final = (b"\0\1", b"\0\2")
 _CROWD: Final = 4
 """Transfers at once from which on blocks of a turn leave together."""
+_MAX_DALLYING: Final = 256
+"""Sockets at most that are kept for nothing but the repetition of a last ACK."""
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -88,6 +92,9 @@ class Server:
         self._settings = settings
         self._transfers: dict[tuple[Listener, Address], _Transfer] = {}
         self._sessions: set[Session] = set()  # with those that dally
+        self._dallying: deque[Session] = deque()  # the oldest first; some are closed already
+        ports = max(1, len(settings.ports) // 2) if settings.ports else _MAX_DALLYING
+        self._max_dallying = min(_MAX_DALLYING, guard.max_sessions, ports)
         self._tasks: set[asyncio.Task[None]] = set()
         self._outbox = Outbox()
         self._idle = asyncio.Event()
@@ -200,6 +207,7 @@ class Server:
                 rollover=self._settings.rollover,
                 progress=self._progress_of(request),
                 outbox=self._outbox,
+                stays=True,
             )
         except BaseException:
             discard(opened)
@@ -231,12 +239,23 @@ class Server:
     async def _open_socket(self, session: Session, arrival: Arrival) -> None:
         try:
             trains = isinstance(session, ReceiveSession) and session.options.window_size > 1
-            await attach(session, transfer_socket(arrival, self._settings.ports), trains=trains)
+            await attach(session, await self._socket_for(arrival), trains=trains)
         except Exception as exc:
             session.fail(exc)
         except BaseException as exc:
             session.fail(exc)
             raise
+
+    async def _socket_for(self, arrival: Arrival) -> socket.socket:
+        while True:
+            try:
+                return transfer_socket(arrival, self._settings.ports)
+            except OSError as exc:
+                if exc.errno not in (errno.EADDRINUSE, *_EXHAUSTED) or not self._dallying:
+                    raise
+            oldest = self._dallying.popleft()  # a transfer that begins needs the port more
+            oldest.close()
+            await oldest.wait_closed()
 
     def _refuse(self, transfer: _Transfer, exc: Exception) -> None:
         request, arrival = transfer.request, transfer.arrival
@@ -247,6 +266,8 @@ class Server:
             self._stats.dropped += 1
             self._stats.requests -= 1
             logger.warning("%s %r: no answer: %s", format_address(arrival.peer), request.name, exc.strerror)
+            while self._dallying:
+                self._dallying.popleft().close()
             return
         code, text = error_packet_fields(exc)
         if not isinstance(exc, LocalError | OSError):
@@ -286,8 +307,12 @@ class Server:
 
     def _over(self, session: Session, transfer: _Transfer) -> None:
         self._forget(transfer)
-        if len(self._sessions) > 2 * len(self._transfers) + 16:
+        if len(self._sessions) > 2 * len(self._transfers) + len(self._dallying) + 16:
             self._sessions = {each for each in self._sessions if not each.closed}
+        if session.dallies:
+            self._dallying.append(session)
+            while self._dallying and (self._dallying[0].closed or len(self._dallying) > self._max_dallying):
+                self._dallying.popleft().close()
         request, report, stats = transfer.request, session.report, self._stats
         stats.retransmitted += report.retransmitted
         stats.rejected += report.rejected

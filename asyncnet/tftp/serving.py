@@ -68,7 +68,8 @@ def serve(
         reuse_port: share the port with other processes that ask for the same.
         user: become this user for good once the ports are open, before anything is heard; only root may.
         guard: who is admitted, and how much runs at once; `max_sessions` does not count then.
-        max_sessions: transfers that may run at once; further requests get no answer, which makes clients try again.
+        max_sessions: transfers that may run at once, of which one client may have 16; further requests get no answer,
+            which makes clients try again. See `Guard`.
         limits: what the options may be at most.
         rollover: the block number that follows 65535; None sends 0, and learns from an uploading client in lock-step.
         grace: seconds that running transfers get when the server closes.

@@ -241,6 +241,11 @@ class Session(asyncio.DatagramProtocol, ABC):
             self._transport.close()
 
     @property
+    def dallies(self) -> bool:
+        """Whether the transfer is over and only its last ACK may have to be repeated."""
+        return self.over and self.error is None and self._machine.state is State.DALLYING
+
+    @property
     def closed(self) -> bool:
         """Whether the socket is closed."""
         return self._closed.is_set()

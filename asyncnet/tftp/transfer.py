@@ -37,6 +37,9 @@ _NOTHING: Final = range(0)
 _MEASURE_EVERY: Final = 0.02
 """Seconds between two measurements of the round trip; one for each block would cost more than it tells."""
 
+_LOSSES_IN_A_ROW: Final = 4
+"""Windows that are believed to be lost one after the other, before their answers are believed to be late."""
+
 
 class State(Enum):
     """Where a transfer stands."""
@@ -93,6 +96,7 @@ class Sender:
         self._superseded = 0  # the end of the flight before, if it was sent again; its ACK may come late
         self._doubtful_until = 0.0  # until then a repeated ACK may be an answer to blocks that were sent before
         self._timed: tuple[int, float] | None = None  # the block being timed, and when it left
+        self._late = 0  # windows that were acknowledged only after a timeout, since a round trip was measured
         self._measure_at = 0.0  # no round trip is timed before
         self.configure(window_size=window_size)
 
@@ -128,8 +132,6 @@ class Sender:
         if first := self.confirm(number, now):
             return range(first, self._next)
         block = unwrap(number, self._base, self._rollover)
-        if number == 0xFFFF and block == self._base - 1 and self.window_size == 1 and self.timer.retransmits:
-            block = self._base  # old tftp-hpa acknowledges the block that wraps to 0 so
         if self.state is not State.ACTIVE or not self._base - 1 <= block < self._highest:
             self.ignored += 1
             return _NOTHING
@@ -158,9 +160,13 @@ class Sender:
         if timed is not None:
             timer.measured(now - timed[1])
             self._timed = None
+            self._late = 0
             self._measure_at = now + _MEASURE_EVERY
-        elif now >= self._measure_at:
-            self._timed = end - 1, now
+        else:
+            if timer.retransmits:
+                self._answered_late(now)
+            if now >= self._measure_at:
+                self._timed = end - 1, now
         timer.retransmits = 0
         self._base = base
         self._next = self._highest = end
@@ -188,7 +194,10 @@ class Sender:
         if self._timed is not None and block >= self._timed[0]:
             self.timer.measured(now - self._timed[1])
             self._timed = None
+            self._late = 0
         elif self._base:
+            if self._heard and self.timer.retransmits and block + 1 >= self._next:
+                self._answered_late(now)
             self.timer.took(now - self._flight_at)
         self.timer.progressed()
         self._heard = True
@@ -201,6 +210,14 @@ class Sender:
         elif self._base != self._superseded and not (now < self._doubtful_until and self._is_early(now)):
             return self._rewind(now)  # an ACK inside the window: what follows it was lost
         return self._flight(now)
+
+    def _answered_late(self, now: float) -> None:
+        # A round trip after the last copy, the answer is to it, and the one before was lost. At another time, or time
+        # after time, the answer is to an earlier copy: the peer has become slower.
+        self._late += 1
+        if self._late > _LOSSES_IN_A_ROW or not self.timer.is_usual(now - self._flight_at):
+            self._late = 0
+            self.timer.keep_backoff()
 
     def _is_early(self, now: float) -> bool:  # for an answer to the present flight
         return now - self._flight_at < self.timer.fastest / 2
@@ -248,6 +265,7 @@ class Receiver:
         keep_beyond_gap: whether blocks may be stored out of order.
         timing: the bounds of the retransmit timeout.
         unheard_retransmits: retransmissions to a peer that has not answered at all; by default as many as to others.
+        dally: seconds for which the last ACK is repeated at least; two timeouts are enough for a peer with ours.
     """
 
     def __init__(
@@ -259,6 +277,7 @@ class Receiver:
         keep_beyond_gap: bool = True,
         timing: Timing = DEFAULT_TIMING,
         unheard_retransmits: int | None = None,
+        dally: float = 0.0,
     ) -> None:
         self.state = State.ACTIVE
         self.deadline: float | None = None
@@ -267,11 +286,19 @@ class Receiver:
         """Blocks that had arrived before."""
         self.retransmitted = 0
         """ACKs and opening packets that were due again after a silence."""
+        self.may_lack_block = False
+        """Whether the peer may have left out the block that wraps to 0: only the size of the file can tell.
+
+        Some senders (curl) take an ACK 65535 that is due again for the ACK of that block. If it was lost, what comes
+        next looks like the number of one that wraps to 1.
+        """
         self.timer = RetransmitTimer(timing, limit=unheard_retransmits)
         self._rollover = rollover
         self._keep = keep_beyond_gap
+        self._dally = dally
         self._kept: set[int] = set()  # blocks beyond the gap; less than a window of them
         self._opened = False  # whether an OACK has come
+        self._repeats_ack = False  # whether the last ACK was due again
         self._expected = 1
         self._last: int | None = None
         self._acknowledged = 0  # the block of the last ACK: the window begins behind it
@@ -376,7 +403,7 @@ class Receiver:
         """Say that everything is stored: the last ACK is due, and for a while again when the peer missed it."""
         self.state = State.DALLYING
         self._ack = self._last
-        self.deadline = now + 2 * max(self.timer.timeout, self.timer.timing.floor)
+        self.deadline = now + max(2 * max(self.timer.timeout, self.timer.timing.floor), self._dally)
 
     def handle_timer(self, now: float) -> None:
         """Make the last ACK due again, if the deadline has passed."""
@@ -391,19 +418,21 @@ class Receiver:
             self.state, self.deadline = State.TIMED_OUT, None
             return
         self.retransmitted += 1
+        self._repeats_ack = True
         self._acknowledge(now)
 
     def _unwrap(self, number: int) -> int:
         if self._rollover is None and self._expected == 0x10000 and number in (0, 1):
             # With a window, a 1 may as well mean that the block before it was lost.
             self._rollover = 1 if number == 1 and self.window_size == 1 else 0
+            self.may_lack_block = self._rollover == 1 and self._repeats_ack
         return unwrap(number, self._expected, self._rollover or 0)
 
     def _progress(self, now: float) -> None:
         self._measure(now)
         self.timer.progressed()
         self._quiet_until = 0.0
-        self._stall_hinted = False
+        self._stall_hinted = self._repeats_ack = False
         self._expected += 1
         while self._expected in self._kept:
             self._kept.remove(self._expected)
@@ -420,6 +449,7 @@ class Receiver:
         if self.window_size == 1:
             if block == self._expected - 1:
                 self._ack = block
+                self._repeats_ack = True
         elif self._acknowledged == self._expected - 1 and now - self._acknowledged_at > self.timer.round_trip:
             self._acknowledge(now)
 

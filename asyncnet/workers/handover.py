@@ -63,6 +63,8 @@ class Steerable(Protocol):
     @property
     def peers(self) -> Collection[Address]: ...
 
+    def serves(self, data: bytes, peer: Address) -> bool: ...
+
     def pause(self) -> None: ...
 
     def resume(self) -> None: ...
@@ -233,7 +235,7 @@ class Inbox:
             if kind is _Kind.RETURNED:
                 self._elsewhere[number].pop(peer, None)
                 self._listeners[number].inject(data, peer)
-            elif peer in self._listeners[number].peers:
+            elif self._listeners[number].serves(data, peer):
                 self._listeners[number].inject(data, peer)
             elif not self._send(sender, _Kind.RETURNED, body):
                 logger.debug("a datagram of %s belongs to nobody", format_address(peer))

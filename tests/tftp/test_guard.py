@@ -43,6 +43,24 @@ def test_transfers_are_limited_in_all_and_per_client() -> None:
     assert guard.has_room("10.0.0.1", 0)
 
 
+@pytest.mark.parametrize(("host", "limit"), [
+    ("192.0.2.1", 16), ("2001:db8::1", 16), ("127.0.0.1", 100), ("127.1.2.3", 100), ("::1", 100),
+    ("::ffff:127.0.0.1", 100),
+])  # fmt: skip
+def test_one_client_does_not_take_every_place_but_this_host_may(host: str, limit: int) -> None:
+    guard = Guard(max_sessions=100)
+    while guard.has_room(host, 0):
+        guard.enter(host, 0)
+    assert guard._total == limit
+    assert guard.has_room("192.0.2.2", 0) is (limit == 16)
+
+
+def test_a_limit_that_was_given_is_one_for_this_host_too() -> None:
+    guard = Guard(max_sessions_per_client=1)
+    guard.enter("127.0.0.1", 0)
+    assert not guard.has_room("127.0.0.1", 0)
+
+
 def test_an_ipv6_client_is_its_network_of_64_bits() -> None:
     guard = Guard(max_sessions_per_client=1)
     guard.enter("2001:db8::1", 0)

@@ -19,7 +19,6 @@ from asyncnet.addresses import Address
 from asyncnet.tftp import Timing, serve
 from asyncnet.tftp.packets import Ack, Data, Error, OptionAck, Packet, decode_packet, encode_packet
 from asyncnet.tftp.server import Server
-from asyncnet.tftp.transfer import Sender
 from asyncnet.udp import Endpoint
 
 CONTENT = random.Random(3).randbytes(20_000)
@@ -304,18 +303,3 @@ async def test_a_request_without_an_end_gets_error_4(peer: Peer, server: Server)
         assert isinstance(answer, Error)
         assert answer.code == 4
     assert server.stats.malformed == 3
-
-
-def test_old_tftp_hpa_acknowledges_the_wrap_to_0_as_65535() -> None:
-    """A sender takes it at its word only when nothing else came for a while: it may be the ACK of the block before."""
-    machine = Sender(opening=False)
-    now = 0.0
-    machine.start(now)
-    for block in range(1, 0x10000):
-        now += 0.001
-        assert machine.receive_ack(block, now) == range(block + 1, block + 2)
-    assert not machine.receive_ack(0xFFFF, now + 0.001)
-    assert machine.deadline is not None
-    now = machine.deadline
-    assert machine.handle_timer(now) == range(0x10000, 0x10001)
-    assert machine.receive_ack(0xFFFF, now + 0.001) == range(0x10001, 0x10002)

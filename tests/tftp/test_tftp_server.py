@@ -124,6 +124,64 @@ async def test_transfers_use_the_ports_of_the_range(root: Path) -> None:
                 sock.sendto(encode_packet(Error(0, "enough")), ("127.0.0.1", port))
 
 
+async def upload(sock: socket.socket, name: str, server: Server) -> Any:
+    """Send a short file, and return where the last ACK came from."""
+    answer, addr = await answer_to(sock, WriteRequest(name, "octet", ()), server.address)
+    assert answer == Ack(0)
+    assert await answer_to(sock, Data(1, b"content"), addr) == (Ack(1), addr)
+    return addr
+
+
+async def send_for_ever(sock: socket.socket, packet: Any) -> None:
+    """Send until a refusal, which is an error of what is sent next, ends it."""
+    async with asyncio.timeout(5):
+        while True:
+            sock.send(encode_packet(packet))
+            await asyncio.sleep(0.001)
+
+
+async def test_the_last_ack_of_an_upload_comes_again_as_long_as_there_is_room(root: Path) -> None:
+    guard = Guard(max_sessions=2)
+    async with (
+        serve(root, "127.0.0.1", 0, write="create", guard=guard) as server,
+        client_socket() as one,
+        client_socket() as two,
+        client_socket() as three,
+    ):
+        addresses = [await upload(sock, f"new{sock.fileno()}", server) for sock in (one, two, three)]
+        assert server.stats.active == 0
+        for sock, addr in ((two, addresses[1]), (three, addresses[2])):
+            assert await answer_to(sock, Data(1, b"content"), addr) == (Ack(1), addr)
+        one.connect(addresses[0])  # the oldest has made room
+        with pytest.raises(ConnectionRefusedError):
+            await send_for_ever(one, Data(1, b"content"))
+
+
+async def test_a_single_port_repeats_the_last_ack_and_hears_a_new_request(root: Path) -> None:
+    async with (
+        serve(root, "127.0.0.1", 0, write="create", single_port=True) as server,
+        client_socket() as sock,
+    ):
+        addr = await upload(sock, "one", server)
+        repeated, request = Data(1, b"content"), WriteRequest("two", "octet", ())
+        assert await answer_to(sock, repeated, addr) == (Ack(1), addr)
+        (listener,) = server.listeners
+        assert listener.serves(encode_packet(repeated), sock.getsockname())
+        assert not listener.serves(encode_packet(request), sock.getsockname())
+        await upload(sock, "two", server)
+
+
+async def test_a_transfer_takes_the_port_of_one_that_only_repeats_its_last_ack(root: Path) -> None:
+    async with client_socket() as sock:
+        port = sock.getsockname()[1]
+    async with (
+        serve(root, "127.0.0.1", 0, write="create", ports=(port, port)) as server,
+        client_socket() as one,
+        client_socket() as two,
+    ):
+        assert await upload(one, "one", server) == await upload(two, "two", server) == ("127.0.0.1", port)
+
+
 async def test_two_servers_share_a_port(root: Path) -> None:
     async with serve(root, "127.0.0.1", 0, reuse_port=True) as one:
         async with serve(root, *one.address, reuse_port=True) as two:

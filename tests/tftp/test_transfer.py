@@ -152,6 +152,20 @@ def test_ignored_acks_do_not_put_the_deadline_off() -> None:
     assert machine.deadline == before
 
 
+def test_an_ack_of_the_block_before_is_never_one_of_the_block_that_wraps_to_0() -> None:
+    """Whoever lacks the block says 65535 again and again."""
+    machine = sender(last=0x10010)
+    now = 0.0
+    for block in range(1, 0x10000):
+        now += 0.001
+        machine.receive_ack(block, now)
+    while machine.deadline is not None:
+        now = machine.deadline
+        assert machine.handle_timer(now) in (range(0x10000, 0x10001), range(0))
+        assert not machine.receive_ack(0xFFFF, now + 0.001)
+    assert machine.acknowledged == 0xFFFF
+
+
 def test_only_the_last_ack_missing_is_unconfirmed_and_no_failure() -> None:
     machine = sender(last=2)
     machine.receive_ack(1, RTT)
@@ -183,6 +197,33 @@ def test_a_window_that_takes_long_is_waited_for_longer() -> None:
     machine.handle_timer(now)
     machine.receive_ack(12, now + 0.1)
     assert machine.deadline == pytest.approx(now + 0.1 + 0.2)
+
+
+@pytest.mark.parametrize("rollover", [0, 1])
+@pytest.mark.parametrize(("window_size", "at_first", "later"), [(1, 0.010, 0.300), (8, 0.001, 0.100)])
+def test_a_peer_that_becomes_slow_is_not_sent_everything_twice(
+    window_size: int, at_first: float, later: float, rollover: Rollover
+) -> None:
+    """As one that writes to flash memory once its buffer is full."""
+    last, slow_from = 100 * window_size, 50 * window_size
+    machine = Sender(window_size=window_size, last=last, rollover=rollover)
+    answers: list[tuple[float, int]] = []
+    sent, received, now = 0, -1, 0.0
+    blocks = machine.start(now)
+    while machine.state is State.ACTIVE:
+        sent += len(blocks)
+        if blocks and blocks[-1] > received:
+            received = blocks[-1]
+            answers.append((now + (later if received > slow_from else at_first), received))
+        assert machine.deadline is not None
+        if answers and answers[0][0] <= machine.deadline:
+            now, number = answers.pop(0)
+            blocks = machine.receive_ack(number, now)
+        else:
+            now = machine.deadline
+            blocks = machine.handle_timer(now)
+    assert machine.state is State.DONE
+    assert sent <= last + 1 + 3 * window_size
 
 
 @pytest.mark.parametrize("kind", [Sender, Receiver])
@@ -241,7 +282,18 @@ def test_a_forged_request_with_a_long_interval_does_not_keep_its_place() -> None
     while machine.deadline is not None:
         now = machine.deadline
         machine.handle_timer(now)
-    assert now <= 8 * (1 + 2 + 4 + 8)
+    assert now <= 4 * 8
+
+
+def test_a_client_with_a_long_interval_that_falls_silent_does_not_keep_its_place() -> None:
+    machine = Sender(timing=Timing().capped_by(255), unheard_retransmits=3)
+    machine.start(0.0)
+    machine.receive_ack(0, 7.9)
+    now = 7.9
+    while machine.deadline is not None:
+        now = machine.deadline
+        machine.handle_timer(now)
+    assert now - 7.9 <= 60
 
 
 # Receiver
@@ -350,6 +402,17 @@ def test_the_last_ack_is_repeated_while_dallying_and_then_no_more() -> None:
     assert machine.deadline is None
 
 
+def test_a_server_dallies_until_a_client_with_a_long_timeout_has_asked_again() -> None:
+    machine = receiver(dally=10.0)
+    feed(machine, 1, now=RTT, length=5)
+    machine.finish(RTT)
+    assert machine.take_ack() == 1
+    machine.handle_timer(6.0)
+    feed(machine, 1, now=6.0, length=5)
+    assert machine.take_ack() == 1
+    assert machine.deadline == RTT + 10.0
+
+
 def test_the_last_block_may_arrive_before_the_others() -> None:
     machine = receiver(4)
     machine.receive_data(3, 7, RTT)
@@ -410,6 +473,22 @@ def test_a_lock_step_receiver_learns_how_the_peer_wraps(rollover: Rollover) -> N
         ack = machine.take_ack()
         assert ack is not None
         assert machine.wire_number(ack) == wrap(block, rollover)
+
+
+@pytest.mark.parametrize("repeated", [None, "by the timer", "for a block that came again"])
+def test_a_lock_step_receiver_knows_when_a_block_may_have_been_left_out(repeated: str | None) -> None:
+    """Curl takes an ACK 65535 that comes again for the ACK of the block that wraps to 0, and goes on with block 1."""
+    machine = receiver()
+    for block in range(1, 0x10000):
+        machine.receive_data(block, 512, 0.0)
+    machine.take_ack()
+    if repeated == "by the timer":
+        machine.handle_timer(machine.deadline or 0.0)
+    elif repeated:
+        machine.receive_data(0xFFFF, 512, 0.1)
+    assert machine.take_ack() == (0xFFFF if repeated else None)
+    assert machine.receive_data(1, 512, 10.0) == 0x10000
+    assert machine.may_lack_block is bool(repeated)
 
 
 # Machine against machine
