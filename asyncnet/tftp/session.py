@@ -179,10 +179,10 @@ class Session(asyncio.DatagramProtocol, ABC):
         return None
 
     def error_received(self, exc: Exception) -> None:
+        places = [] if self.refused is None else self.refused()  # always: what stays there wakes the loop for ever
         # Only a refusal is final; a route that is missing for a moment is what retransmission is for.
         if not isinstance(exc, ConnectionRefusedError):
             return
-        places = [] if self.refused is None else self.refused()
         peer = self._peer or self._server
         if self._may_end and (peer is None or not places or any(place[:2] == peer[:2] for place in places)):
             self._refused(exc)
