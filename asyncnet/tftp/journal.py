@@ -120,7 +120,8 @@ class ServerStats:
     duplicates: int = 0
     """Requests that repeated one whose transfer had begun."""
     dropped: int = 0
-    """Requests that got no answer because a limit on transfers, clients or memory was reached."""
+    """Requests that got no answer because a limit on transfers, clients or memory was reached, or because their address
+    has answered nothing that it was sent."""
     malformed: int = 0
     """Datagrams on the listening socket that are no request."""
     rejected: int = 0

@@ -19,7 +19,7 @@ from typing import Any, Final, Literal, Self
 import attrs
 
 from asyncnet.addresses import Address, format_address
-from asyncnet.errors import LocalError, PacketError
+from asyncnet.errors import LocalError, PacketError, RemoteError
 from asyncnet.tftp.answering import discard, open_for, session_for
 from asyncnet.tftp.guard import Guard
 from asyncnet.tftp.journal import Hooks, Outcome, ServerStats, TransferRecord, outcome_of
@@ -48,6 +48,12 @@ logger: Final = logging.getLogger("asyncnet.tftp")
 _REQUESTS: Final = (b"\0\1", b"\0\2")
 _CROWD: Final = 4
 """Transfers at once from which on blocks of a turn leave together."""
+_MOST_ANSWERS: Final = 4
+"""First packets in a row to an address that answers none of them: its requests may be forged."""
+_UNHEARD_SECONDS: Final = 15.0
+"""Seconds after the last of them until it is sent some more; as long as a transfer waits that is not answered."""
+_MAX_UNHEARD: Final = 4096
+"""Addresses that are remembered for it; beyond it the one sent to longest ago is forgotten."""
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -87,6 +93,8 @@ class Server:
         self._guard = guard
         self._settings = settings
         self._transfers: dict[tuple[Listener, Address], _Transfer] = {}
+        # First packets that were not answered: how many, and when the last one left.
+        self._unheard: dict[tuple[Listener, Address], tuple[int, float]] = {}
         self._sessions: set[Session] = set()  # with those that dally
         self._tasks: set[asyncio.Task[None]] = set()
         self._outbox = Outbox()
@@ -128,12 +136,30 @@ class Server:
         host = str(arrival.peer[0])
         if not self._guard.admits(host):
             self._stats.denied += 1
+        elif self._was_answered_enough(arrival):
+            self._stats.dropped += 1
         elif self._is_repeated(arrival):
             self._stats.duplicates += 1
         elif self._closing.is_set() or not self._guard.has_room(host, 0):
             self._stats.dropped += 1
         else:
             self._begin(packet, arrival)
+
+    def _was_answered_enough(self, arrival: Arrival) -> bool:
+        count, since = self._unheard.get(arrival.key, (0, 0.0))
+        if count < _MOST_ANSWERS:
+            return False
+        if time.monotonic() - since > _UNHEARD_SECONDS:
+            del self._unheard[arrival.key]
+            return False
+        known = self._transfers.get(arrival.key)
+        return known is None or known.session is None or known.session.is_new
+
+    def _count_answer(self, arrival: Arrival) -> None:
+        count, _ = self._unheard.pop(arrival.key, (0, 0.0))
+        self._unheard[arrival.key] = count + 1, time.monotonic()
+        if len(self._unheard) > _MAX_UNHEARD:
+            del self._unheard[next(iter(self._unheard))]
 
     def _is_repeated(self, arrival: Arrival) -> bool:
         """Boot ROMs repeat a request from the same port; another request from it means a new transfer."""
@@ -142,6 +168,8 @@ class Server:
             return False
         session = known.session
         if known.arrival.data == arrival.data and (session is None or session.repeats()):
+            if session is not None and session.is_new and session.has_begun:
+                self._count_answer(arrival)
             return True
         if known.opening is not None:
             known.opening.cancel()
@@ -216,6 +244,7 @@ class Server:
         self._guard.enter(host, memory)
         transfer.memory = memory
         transfer.session = session
+        self._count_answer(arrival)
         session.on_over = lambda session: self._over(session, transfer)
         self._sessions.add(session)
         self._call(self._settings.hooks.on_start, request)
@@ -286,6 +315,8 @@ class Server:
 
     def _over(self, session: Session, transfer: _Transfer) -> None:
         self._forget(transfer)
+        if not session.is_new or isinstance(session.error, RemoteError):  # the client has answered
+            self._unheard.pop(transfer.arrival.key, None)
         if len(self._sessions) > 2 * len(self._transfers) + 16:
             self._sessions = {each for each in self._sessions if not each.closed}
         request, report, stats = transfer.request, session.report, self._stats

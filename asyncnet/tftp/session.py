@@ -204,6 +204,11 @@ class Session(asyncio.DatagramProtocol, ABC):
         return not self.over and not self._committing
 
     @property
+    def has_begun(self) -> bool:
+        """Whether it has a socket that is open."""
+        return self._transport is not None
+
+    @property
     def is_new(self) -> bool:
         """Whether no block has been transferred."""
         return self._is_opening()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
 import random
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -183,6 +185,75 @@ async def test_requests_from_many_ports_take_no_more_than_the_limits_allow(root:
             await endpoint.send(encode_packet(ReadRequest("file")), server.address)
         await until(lambda: server.stats.requests + server.stats.dropped == 40)
         assert server.stats.active == 10
+
+
+@pytest.mark.parametrize("names", [["file"], ["file", "other"], ["file", "missing"]])
+@pytest.mark.parametrize("single_port", [False, True])
+async def test_requests_that_are_forged_again_and_again_are_not_all_reflected(
+    root: Path, names: list[str], single_port: bool
+) -> None:
+    (root / "other").write_bytes(CONTENT)
+    patient = Timing(initial=30.0, floor=30.0, cap=30.0)
+    async with (
+        serve(root, "127.0.0.1", 0, single_port=single_port, timing=patient, grace=0) as server,
+        udp.bind("127.0.0.1", 0) as victim,
+    ):
+        blocks = 0
+        for name in itertools.cycle(names):
+            await victim.send(encode_packet(ReadRequest(name)), server.address)
+            blocks += isinstance((await recv(victim))[0], Data)
+            if blocks == 4:
+                break
+        for name in names * 30:
+            await victim.send(encode_packet(ReadRequest(name)), server.address)
+        await until(lambda: server.stats.dropped == 30 * len(names))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        with pytest.raises(BlockingIOError):
+            victim.recv_nowait()
+
+
+@pytest.mark.parametrize("single_port", [False, True])
+async def test_a_victim_that_has_waited_may_ask_itself(
+    root: Path, single_port: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncnet.tftp.server._UNHEARD_SECONDS", 0.0)
+    async with (
+        serve(root, "127.0.0.1", 0, single_port=single_port, timing=QUICK, grace=0) as server,
+        udp.bind("127.0.0.1", 0) as victim,
+    ):
+        for number in range(6):
+            await victim.send(encode_packet(ReadRequest("file")), server.address)
+            while server.stats.failed <= number:
+                await asyncio.sleep(0.001)
+        assert server.stats.dropped == 0
+
+
+async def test_a_victim_that_refuses_is_sent_no_more_than_one_that_is_silent(root: Path) -> None:
+    async with serve(root, "127.0.0.1", 0, grace=0) as server:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
+            gone.bind(("127.0.0.3", 0))  # no port of the server's
+            address = gone.getsockname()
+        (listener,) = server.listeners
+        request = encode_packet(ReadRequest("file"))
+        for number in range(4):
+            listener.inject(request, address)
+            while server.stats.failed <= number:
+                await asyncio.sleep(0.001)
+        listener.inject(request, address)
+        assert (server.stats.requests, server.stats.dropped) == (4, 1)
+
+
+async def test_who_answers_is_answered_as_often_as_it_asks(server: Server, peer: Endpoint) -> None:
+    for _ in range(10):
+        await peer.send(encode_packet(ReadRequest("file")), server.address)
+        answer, transfer = await recv(peer)
+        assert answer == Data(1, CONTENT[:512])
+        await peer.send(encode_packet(Ack(1)), transfer)
+        assert (await recv(peer))[0] == Data(2, CONTENT[512:1024])
+        await peer.send(encode_packet(Error(0, "enough")), transfer)
+        await until(lambda: server.stats.active == 0)
+    assert server.stats.dropped == 0
 
 
 @pytest.mark.parametrize("name", [
