@@ -261,11 +261,12 @@ class Server:
         try:
             trains = isinstance(session, ReceiveSession) and session.options.window_size > 1
             await attach(session, transfer_socket(arrival, self._settings.ports), trains=trains)
-        except Exception as exc:
-            session.fail(exc)
         except BaseException as exc:
             session.fail(exc)
-            raise
+            if not session.has_begun:  # there is no socket whose end it could wait for
+                self._sessions.discard(session)
+            if not isinstance(exc, Exception):
+                raise
 
     def _refuse(self, transfer: _Transfer, exc: Exception) -> None:
         request, arrival = transfer.request, transfer.arrival

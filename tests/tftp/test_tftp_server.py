@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import logging
 import random
 import socket
 import sys
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ import pytest
 
 from asyncnet.errors import LocalError, RemoteError
 from asyncnet.tftp import Client, Directory, Guard, Hooks, Limits, Request, Roots, Server, Timing, serve
-from asyncnet.tftp.files import BytesSink
+from asyncnet.tftp.files import BytesSink, BytesSource
 from asyncnet.tftp.packets import Ack, Data, Error, OptionAck, ReadRequest, WriteRequest, decode_packet, encode_packet
 
 CONTENT = random.Random(2).randbytes(100_000)
@@ -119,6 +121,32 @@ async def test_transfers_use_the_ports_of_the_range(root: Path) -> None:
                 await asyncio.sleep(0.001)
             for sock, port in ((one, low), (two, low), (one, low + 1), (two, low + 1)):
                 sock.sendto(encode_packet(Error(0, "enough")), ("127.0.0.1", port))
+
+
+async def test_requests_that_no_port_is_left_for_leave_nothing_behind() -> None:
+    kept: weakref.WeakSet[BytesSource] = weakref.WeakSet()
+
+    class Remembered:
+        def open_read(self, request: Request) -> BytesSource:
+            source = BytesSource(b"content")
+            kept.add(source)
+            return source
+
+        def open_write(self, request: Request) -> BytesSink:
+            raise LocalError(2, "read-only")
+
+    async with client_socket() as taken, client_socket() as sock:
+        port = taken.getsockname()[1]
+        async with serve(Remembered(), "127.0.0.1", 0, ports=(port, port)) as server:
+            for number in range(5):
+                sock.sendto(encode_packet(ReadRequest(f"name{number}", "octet", ())), server.address)
+                while server.stats.failed <= number:
+                    await asyncio.sleep(0.001)
+            async with asyncio.timeout(5):
+                while kept:
+                    await asyncio.sleep(0)
+                    gc.collect()
+            assert server.stats.active == 0
 
 
 async def test_two_servers_share_a_port(root: Path) -> None:
