@@ -227,12 +227,12 @@ class Listener(asyncio.DatagramProtocol):
         if known is None:
             if len(self._sources) >= 4096:
                 self._sources.clear()
-            with socket.socket(self._sock.family, socket.SOCK_DGRAM) as probe:
-                try:
+            try:
+                with socket.socket(self._sock.family, socket.SOCK_DGRAM) as probe:
                     probe.connect(peer)
                     known = probe.getsockname()[0]
-                except OSError:
-                    return None
+            except OSError:  # there is no route, or no descriptor left
+                return None
             self._sources[peer[0]] = known
         return known
 

@@ -434,6 +434,19 @@ async def test_without_descriptors_requests_get_no_answer(caplog: pytest.LogCapt
     assert "Too many open files" in caplog.text
 
 
+async def test_a_single_port_answers_without_a_descriptor_to_spare(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exhausted(socket.socket):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    async with serve(root, "0.0.0.0", 0, single_port=True) as server, client_socket() as sock:
+        monkeypatch.setattr("asyncnet.tftp.ports.socket.socket", Exhausted)
+        answer, addr = await answer_to(sock, ReadRequest("file", "octet", ()), ("127.0.0.1", server.address[1]))
+        monkeypatch.undo()
+        assert answer == Data(1, CONTENT[:512])
+        sock.sendto(encode_packet(Error(0, "enough")), addr)
+
+
 async def test_a_source_gets_few_errors(root: Path) -> None:
     async with serve(root, "127.0.0.1", 0, guard=Guard(errors_per_second=1.0)) as server, client_socket() as sock:
         for number in range(100):
