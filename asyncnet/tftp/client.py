@@ -181,7 +181,8 @@ class Client:
             progress: called with the bytes that the server has acknowledged, and those in all.
 
         Returns:
-            The report; its `confirmed` is False when all was sent and only the last acknowledgement is missing.
+            The report; its `confirmed` is False when all was sent, something was acknowledged, and only the last
+            acknowledgement is missing.
 
         Raises:
             RemoteError: the server refuses, or ends the transfer; it carries the code and the text.
