@@ -42,6 +42,9 @@ Progress: TypeAlias = Callable[[int, int | None], object]
 _MAX_TID_ERRORS: Final = 8
 """Foreign packets that one transfer answers with ERROR 5; the rest are only counted."""
 
+_ERROR: Final = b"\0\5"
+"""How an ERROR begins."""
+
 _IP_MTU_DISCOVER: Final = 10  # linux/in.h
 _IPV6_MTU_DISCOVER: Final = 23  # linux/in6.h
 _PMTUDISC_DONT: Final = 0
@@ -166,7 +169,7 @@ class Session(asyncio.DatagramProtocol, ABC):
             self.fail(exc)
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
-        if self._server is not None and not self._is_from_server(addr):
+        if self._server is not None and not self._is_from_server(addr, data):
             return
         try:
             self._take(data)
@@ -294,7 +297,7 @@ class Session(asyncio.DatagramProtocol, ABC):
 
     # Packets.
 
-    def _is_from_server(self, addr: Address) -> bool:
+    def _is_from_server(self, addr: Address, data: bytes | memoryview) -> bool:
         if addr == self._peer:
             return True
         assert self._server is not None
@@ -302,6 +305,8 @@ class Session(asyncio.DatagramProtocol, ABC):
             self._peer = addr
             return True
         self.report.rejected += 1
+        if data[:2] == _ERROR:  # whatever it is about, nothing is ever sent in answer to it
+            return False
         if self._peer is not None and self._tid_errors < _MAX_TID_ERRORS and self._transport is not None:
             self._tid_errors += 1  # RFC 1350 section 4: tell the stranger, and go on
             self._transport.sendto(encode_packet(Error(ErrorCode.UNKNOWN_TID, "unknown transfer ID")), addr)

@@ -7,10 +7,11 @@ from typing import Any
 
 from asyncnet.addresses import Address
 from asyncnet.tftp.files import BytesSink
-from asyncnet.tftp.packets import ReadRequest, encode_packet
+from asyncnet.tftp.packets import Data, Error, ReadRequest, encode_packet
 from asyncnet.tftp.receiving import ReceiveSession
 from asyncnet.tftp.session import Session
 from asyncnet.tftp.transfer import Receiver
+from asyncnet.udp.ancillary import Train
 
 SERVER: Address = ("192.0.2.1", 69)
 TID: Address = ("192.0.2.1", 5000)
@@ -45,6 +46,20 @@ class Wire:
 def download() -> tuple[ReceiveSession, Wire]:
     session = ReceiveSession(BytesSink(), Receiver(), opening=encode_packet(ReadRequest("file")), server=SERVER)
     return session, Wire(session)
+
+
+def test_the_error_of_a_stranger_gets_no_answer() -> None:
+    session, wire = download()
+    session.datagram_received(encode_packet(Data(1, bytes(512))), TID)
+    sent = len(wire.sent)
+    stranger = "192.0.2.1", 7000
+    for packet in (Error(5, "unknown"), Error(0)):
+        session.datagram_received(encode_packet(packet), stranger)
+        session.trains_received([Train(memoryview(encode_packet(packet)), 100, stranger)])
+    assert len(wire.sent) == sent
+    session.datagram_received(encode_packet(Data(2, b"")), stranger)
+    assert wire.sent[-1] == (encode_packet(Error(5, "unknown transfer ID")), stranger)
+    assert not session.over
 
 
 def test_what_the_error_queue_holds_is_taken_for_every_error() -> None:
