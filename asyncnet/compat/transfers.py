@@ -292,10 +292,10 @@ def _transfer_socket(local: Address, peer: Address) -> socket.socket:
 class Client(tftp.Client):
     """`asyncnet.tftp.Client`, which also runs where there is no event loop: by `asyncnet.compat.run`."""
 
-    async def _resolve(self) -> tuple[int, Address]:
+    async def _resolve(self) -> list[tuple[int, Address]]:
         if current_driver() is None:
             return await super()._resolve()
-        return (await resolve(self.host, self.port, action="reach", kind=socket.SOCK_DGRAM, call=call_elsewhere))[0]
+        return await resolve(self.host, self.port, action="reach", kind=socket.SOCK_DGRAM, call=call_elsewhere)
 
     async def _run(self, session: Session, sock: socket.socket, *, trains: bool) -> Report:
         driver = current_driver()

@@ -216,6 +216,11 @@ class Session(asyncio.DatagramProtocol, ABC):
         """Whether no block has been transferred."""
         return self._is_opening()
 
+    @property
+    def was_answered(self) -> bool:
+        """Whether anything has come from the server; of a client's session."""
+        return self._peer is not None
+
     def repeats(self) -> bool:
         """Take the request that began this transfer once more; False when it is to begin another one.
 
