@@ -101,6 +101,7 @@ class Server:
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = asyncio.Event()
+        self._ended = False  # closed, and the grace is over: nothing begins any more
 
     @property
     def address(self) -> Address:
@@ -209,8 +210,10 @@ class Server:
         transfer.opening = None
         if done.cancelled():
             self._forget(transfer)  # the client has asked for something else meanwhile, or the server closes
-        elif done.exception() is None and self._transfers.get(transfer.arrival.key) is not transfer:
-            discard(done.result())  # it was ready just when the client asked for something else
+        elif self._ended or self._transfers.get(transfer.arrival.key) is not transfer:
+            self._forget(transfer)
+            if done.exception() is None:  # it was ready just when nobody waited for it any more
+                discard(done.result())
         else:
             try:
                 self._start(transfer, done.result())
@@ -383,6 +386,7 @@ class Server:
         except TimeoutError:
             pass
         finally:
+            self._ended = True
             for session in list(self._sessions):
                 session.close()
             openings = [each.opening for each in self._transfers.values() if each.opening is not None]

@@ -372,6 +372,42 @@ async def test_closing_leaves_nothing_of_content_that_is_being_made() -> None:
     assert (pending.waiting, server.stats.active) == (0, 0)
 
 
+async def test_content_that_is_ready_just_when_the_server_ends_begins_no_transfer() -> None:
+    class Content(BytesSource):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    content = Content(b"content")
+
+    class ReadyAtTheEnd(asyncio.Future[BytesSource]):
+        def cancel(self, msg: Any = None) -> bool:
+            if not self.done():
+                self.set_result(content)
+            return False
+
+    class Late:
+        def open_read(self, request: Request) -> asyncio.Future[BytesSource]:
+            return ReadyAtTheEnd()
+
+        def open_write(self, request: Request) -> BytesSink:
+            raise LocalError(2, "read-only")
+
+    begun: list[Request] = []
+    server = await serve(Late(), "127.0.0.1", 0, hooks=Hooks(on_start=begun.append))
+    async with client_socket() as sock:
+        sock.sendto(encode_packet(ReadRequest("x", "octet", ())), server.address)
+        while not server.stats.requests:
+            await asyncio.sleep(0)
+        await server.aclose(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
+    assert not begun
+    assert content.closed
+    assert server.stats.active == 0
+
+
 async def test_invalid_options_are_left_out_or_refused(root: Path) -> None:
     wrong = ReadRequest("file", "octet", (("blksize", "7"), ("timeout", "0"), ("windowsize", "2")))
     async with serve(root, "127.0.0.1", 0) as server, client_socket() as sock:
