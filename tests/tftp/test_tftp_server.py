@@ -169,6 +169,20 @@ async def test_a_socket_can_be_handed_over(root: Path) -> None:
             assert await client.read("file") == CONTENT
 
 
+async def test_a_socket_that_was_handed_over_is_closed_when_the_root_is_no_directory(root: Path) -> None:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    with pytest.raises(NotADirectoryError):
+        await serve(root / "file", sockets=[sock])
+    assert sock.fileno() < 0
+
+
+async def test_the_directory_is_looked_at_by_the_user_who_reads_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncnet.tftp.serving.drop_privileges", lambda user: (root / "later").mkdir())
+    async with serve(root / "later", "127.0.0.1", 0, user="nobody"):
+        pass
+
+
 async def test_one_socket_for_both_families_can_be_handed_over(root: Path, tmp_path: Path) -> None:
     """As systemd opens it: IPv4 clients appear as mapped addresses, and count as what they are."""
     (tmp_path / "file").write_bytes(b"for IPv4")
