@@ -282,10 +282,12 @@ class Server:
             logger.warning("%s %r: no answer: %s", format_address(arrival.peer), request.name, exc.strerror)
             return
         code, text = error_packet_fields(exc)
+        if not self._send_error(arrival, code, text):  # the log is not for whoever sends most
+            return
+        self._stats.refused += 1
         if not isinstance(exc, LocalError | OSError):
             logger.error("%s %r: the storage failed", format_address(arrival.peer), request.name, exc_info=exc)
         self._tell(request, Outcome.REFUSED, error=text)
-        self._stats.refused += self._send_error(arrival, code, text)
 
     def _send_error(self, arrival: Arrival, code: int, text: str) -> bool:
         """Answer a request by an ERROR, unless its source has caused too many; tell whether it was answered."""

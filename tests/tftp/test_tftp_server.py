@@ -497,13 +497,15 @@ async def test_a_single_port_answers_without_a_descriptor_to_spare(root: Path, m
         sock.sendto(encode_packet(Error(0, "enough")), addr)
 
 
-async def test_a_source_gets_few_errors(root: Path) -> None:
+async def test_a_source_gets_few_errors_and_few_lines_in_the_log(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "asyncnet.tftp")
     async with serve(root, "127.0.0.1", 0, guard=Guard(errors_per_second=1.0)) as server, client_socket() as sock:
         for number in range(100):
             sock.sendto(encode_packet(ReadRequest(f"nothing{number}", "octet", ())), server.address)
         while server.stats.refused + server.stats.silenced < 100:
             await asyncio.sleep(0.001)
         assert 1 <= server.stats.refused <= 20
+        assert len([line for line in records(caplog) if "refused" in line]) == server.stats.refused
 
 
 @pytest.mark.parametrize("single_port", [False, True])
