@@ -424,8 +424,13 @@ class Session(asyncio.DatagramProtocol, ABC):
 
 
 def _call_in_thread(work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-    future = asyncio.get_running_loop().run_in_executor(None, work)
-    future.add_done_callback(lambda ended: done(None if ended.cancelled() else ended.exception()))
+    def ended(future: asyncio.Future[None]) -> None:
+        if future.cancelled():  # the executor was shut down before it began
+            done(LocalError(ErrorCode.UNDEFINED, "the transfer was cancelled"))
+        else:
+            done(future.exception())
+
+    asyncio.get_running_loop().run_in_executor(None, work).add_done_callback(ended)
 
 
 def printable(text: str) -> str:
