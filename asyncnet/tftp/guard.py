@@ -56,7 +56,8 @@ class Guard:
         self._deny = [parse_network(text) for text in deny]
         self._max_sessions = max_sessions
         self._max_per_client = per_client
-        self._max_memory = max_memory
+        self.max_memory = max_memory
+        """Bytes of all windows together."""
         self._errors_per_second = errors_per_second
         self._sessions: dict[str, int] = {}
         self._total = 0
@@ -75,7 +76,7 @@ class Guard:
         """Tell whether a client may begin another transfer, with a window of so many bytes."""
         return (
             self._total < self._max_sessions
-            and self._memory + memory <= self._max_memory
+            and self._memory + memory <= self.max_memory
             and self._sessions.get(client_of(host), 0) < self._max_per_client
         )
 

@@ -25,6 +25,7 @@ from asyncnet.tftp.guard import Guard
 from asyncnet.tftp.journal import Hooks, Outcome, ServerStats, TransferRecord, outcome_of
 from asyncnet.tftp.options import DEFAULT_LIMITS, Limits
 from asyncnet.tftp.packets import (
+    DEFAULT_BLOCK_SIZE,
     Error,
     ErrorCode,
     ReadRequest,
@@ -83,6 +84,12 @@ class _Transfer:
     session: Session | None = None
 
 
+def _within(limits: Limits, memory: int) -> Limits:
+    """Return limits under which no single transfer takes more than all may together: it would never be admitted."""
+    block_size = min(limits.block_size, max(DEFAULT_BLOCK_SIZE, memory))
+    return attrs.evolve(limits, block_size=block_size, window_bytes=min(limits.window_bytes, memory))
+
+
 class Server:
     """A running TFTP server; made by `serve`."""
 
@@ -92,6 +99,7 @@ class Server:
         self._storage = storage
         self._guard = guard
         self._settings = settings
+        self._limits = _within(settings.limits, guard.max_memory)
         self._transfers: dict[tuple[Listener, Address], _Transfer] = {}
         # First packets that were not answered: how many, and when the last one left.
         self._unheard: dict[tuple[Listener, Address], tuple[int, float]] = {}
@@ -226,7 +234,7 @@ class Server:
             session = session_for(
                 request,
                 opened,
-                limits=self._settings.limits,
+                limits=self._limits,
                 timing=self._settings.timing,
                 rollover=self._settings.rollover,
                 progress=self._progress_of(request),

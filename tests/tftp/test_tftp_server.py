@@ -466,6 +466,20 @@ async def test_the_memory_of_windows_is_limited(root: Path) -> None:
             two.sendto(encode_packet(Error(0, "enough")), addr)
 
 
+@pytest.mark.parametrize(("block_size", "granted"), [("1000", ("1000", "10")), ("60000", ("10000", None))])
+async def test_a_window_beyond_the_memory_for_all_is_made_smaller(
+    root: Path, block_size: str, granted: tuple[str, str | None]
+) -> None:
+    """To leave the request without an answer would not help: there will never be room."""
+    async with serve(root, "127.0.0.1", 0, guard=Guard(max_memory=10_000)) as server, client_socket() as sock:
+        large = ReadRequest("file", "octet", (("blksize", block_size), ("windowsize", "60")))
+        answer, addr = await answer_to(sock, large, server.address)
+        assert isinstance(answer, OptionAck)
+        options = dict(answer.options)
+        assert (options["blksize"], options.get("windowsize")) == granted
+        sock.sendto(encode_packet(Error(0, "enough")), addr)
+
+
 async def test_without_descriptors_requests_get_no_answer(caplog: pytest.LogCaptureFixture) -> None:
     """Boot ROMs ask again then; an ERROR would make them give up."""
 
