@@ -636,7 +636,8 @@ def test_urls(url: str, parts: tuple[str, int, str, str]) -> None:
 
 
 @pytest.mark.parametrize("url", ["host/name", "http://host/name", "tftp://host", "tftp://host/", "tftp:///a",
-                             "tftp://host:x/a", "tftp://host:99999/a", "tftp://host/a;mode=mail"])  # fmt: skip
+                             "tftp://host:x/a", "tftp://host:99999/a", "tftp://host/a;mode=mail",
+                             "tftp://host/a;octet", "tftp://host/a;x=octet"])  # fmt: skip
 def test_what_is_no_tftp_url_says_how_one_looks(url: str) -> None:
     with pytest.raises(AddressError, match="URL"):
         parse_url(url)
