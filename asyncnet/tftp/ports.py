@@ -139,7 +139,7 @@ class Listener(asyncio.DatagramProtocol):
     def _arrival(self, item: tuple[bytes, Address] | Datagram) -> Arrival:
         if isinstance(item, Datagram):
             return Arrival(item.data, item.addr, self, item.local_addr, item.interface, item.reply_addr)
-        return Arrival(*item, self, self.address[0], 0, None)
+        return Arrival(*item, self, None if self.is_wildcard else self.address[0], 0, None)
 
     def error_received(self, exc: Exception) -> None:
         logger.debug("error on the listening socket: %s", exc)
