@@ -265,10 +265,13 @@ def _opening(
         **{name: value for name, value in bounds.items() if value is not None},
     )
     (host, port), *more = arguments.bind or [("127.0.0.1", 69)]
+    is_plain = not arguments.root and not arguments.remap
     return tftp.serve(
-        _storage(arguments),
+        arguments.directory if is_plain else _storage(arguments),
         host,
         port,
+        write=arguments.write,
+        max_file_size=arguments.max_file_size,
         addresses=more,
         sockets=sockets,
         paused=paused,

@@ -12,6 +12,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Literal, TypeAlias
 
 import attrs
@@ -39,6 +40,7 @@ from asyncnet.tftp.packets import (
 from asyncnet.tftp.retransmit import DEFAULT_TIMING, Timing
 from asyncnet.tftp.session import Report, Session, prepare_socket
 from asyncnet.tftp.storage import Request, Storage, error_packet_fields
+from asyncnet.udp.sockets import refused_addresses
 
 __all__ = ["Client", "TftpService", "drive"]
 
@@ -87,6 +89,7 @@ class _Wire:
     def __init__(self, endpoint: Any) -> None:
         self._endpoint = endpoint
         self._waiting: list[tuple[bytes, Address | None]] = []
+        self._error: OSError | None = None
         self.closing = False
 
     def sendto(self, data: bytes | memoryview, addr: Address | None = None) -> None:
@@ -97,8 +100,8 @@ class _Wire:
                 return
             except BlockingIOError:
                 pass
-            except OSError as exc:  # the next receive says the same, or a retransmission makes up for it
-                logger.debug("%s", exc)
+            except OSError as exc:  # perhaps of an earlier datagram; a receive does not say it again
+                self._error = exc
                 return
         if len(self._waiting) < _MAX_UNSENT:
             self._waiting.append((bytes(data), addr))
@@ -115,7 +118,12 @@ class _Wire:
             try:
                 await self._endpoint.send(data, addr)
             except OSError as exc:
-                logger.debug("%s", exc)
+                self._error = exc
+
+    def take_error(self) -> OSError | None:
+        """Return what went wrong since the last time this was asked."""
+        error, self._error = self._error, None
+        return error
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """Return ``peername``, and `default` for anything else."""
@@ -140,6 +148,10 @@ async def drive(session: Session, endpoint: Any, *, until_over: bool = False) ->
         session.begin(wire, timer.set, (lambda *call: calls.append(call)) if holds_up_others() else None)
         while not wire.closing and not (until_over and session.over):
             await wire.flush()
+            if (error := wire.take_error()) is not None:
+                logger.debug("%s", error)
+                session.error_received(error)
+                continue
             try:
                 async with timeout(timer.left()):
                     data, addr = await endpoint.recv()
@@ -280,20 +292,22 @@ def _transfer_socket(local: Address, peer: Address) -> socket.socket:
 class Client(tftp.Client):
     """`asyncnet.tftp.Client`, which also runs where there is no event loop: by `asyncnet.compat.run`."""
 
-    async def _resolve(self) -> tuple[int, Address]:
+    async def _resolve(self) -> list[tuple[int, Address]]:
         if current_driver() is None:
             return await super()._resolve()
-        return (await resolve(self.host, self.port, action="reach", kind=socket.SOCK_DGRAM, call=call_elsewhere))[0]
+        return await resolve(self.host, self.port, action="reach", kind=socket.SOCK_DGRAM, call=call_elsewhere)
 
     async def _run(self, session: Session, sock: socket.socket, *, trains: bool) -> Report:
         driver = current_driver()
         if driver is None:
             return await super()._run(session, sock, trains=trains)
         try:
-            endpoint = Endpoint(driver.adopt(sock), driver)
+            sock = driver.adopt(sock)
+            endpoint = Endpoint(sock, driver)
         except BaseException:
             sock.close()
             raise
+        session.refused = partial(refused_addresses, sock)
         await drive(session, endpoint, until_over=True)
         if session.error is not None:
             raise session.error

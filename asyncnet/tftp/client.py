@@ -9,7 +9,7 @@ import socket
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Final, Literal, Self, TypedDict
+from typing import Any, Final, Literal, Self, TypedDict
 
 from asyncnet.addresses import Address, explain
 from asyncnet.errors import RemoteError
@@ -181,7 +181,8 @@ class Client:
             progress: called with the bytes that the server has acknowledged, and those in all.
 
         Returns:
-            The report; its `confirmed` is False when all was sent and only the last acknowledgement is missing.
+            The report; its `confirmed` is False when all was sent, something was acknowledged, and only the last
+            acknowledgement is missing.
 
         Raises:
             RemoteError: the server refuses, or ends the transfer; it carries the code and the text.
@@ -234,8 +235,26 @@ class Client:
         return await self._transfer(begin, trains=False)
 
     async def _transfer(self, begin: Callable[[Address, int | None, int], Session], *, trains: bool) -> Report:
+        """Run a transfer with the first of the server's addresses that does not refuse it."""
+        *others, last = await self._resolve()
+        for family, server in others:
+            sessions: list[Session] = []
+
+            def begin_noted(*arguments: Any, sessions: list[Session] = sessions) -> Session:
+                sessions.append(begin(*arguments))
+                return sessions[-1]
+
+            try:
+                return await self._transfer_with(family, server, begin_noted, trains=trains)
+            except ConnectionRefusedError:
+                if any(session.was_answered for session in sessions):
+                    raise
+        return await self._transfer_with(*last, begin, trains=trains)
+
+    async def _transfer_with(
+        self, family: int, server: Address, begin: Callable[[Address, int | None, int], Session], *, trains: bool
+    ) -> Report:
         """Run a transfer, and run it again without options where these seem to be what the server cannot take."""
-        family, server = await self._resolve()
         most = self._timing.max_retransmits
         if self._use_options:
             sock, block_size = self._new_socket(family, server)
@@ -252,9 +271,9 @@ class Client:
         sock, _ = self._new_socket(family, server)
         return await self._run(_begin_on(sock, partial(begin, server, None, most)), sock, trains=False)
 
-    async def _resolve(self) -> tuple[int, Address]:
-        """Return the family and the address of the server."""
-        return (await resolve(self.host, self.port, action="reach", kind=socket.SOCK_DGRAM))[0]
+    async def _resolve(self) -> list[tuple[int, Address]]:
+        """Return the server's addresses, each with its family."""
+        return await resolve(self.host, self.port, action="reach", kind=socket.SOCK_DGRAM)
 
     def _new_socket(self, family: int, server: Address) -> tuple[socket.socket, int]:
         """Return a socket for one transfer, and the size of blocks to ask for."""

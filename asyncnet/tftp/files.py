@@ -45,7 +45,10 @@ class Source(Protocol):
         """Bytes in all; None when that is not known."""
 
     def fill(self, buffers: Sequence[memoryview], offset: int) -> int:
-        """Fill the buffers in their order with the bytes from `offset` on; return how many, fewer only at the end."""
+        """Fill the buffers in their order with the bytes from `offset` on; return how many, fewer only at the end.
+
+        The buffers are parts of the sender's window, and valid during the call only: keep no reference to them.
+        """
 
     def close(self) -> None:
         """Release what is open."""
@@ -62,7 +65,10 @@ class Sink(Protocol):
         """Whether payloads may be stored out of order."""
 
     def store(self, payloads: Sequence[memoryview], offset: int) -> None:
-        """Store payloads that follow each other from `offset` on."""
+        """Store payloads that follow each other from `offset` on.
+
+        They are views of what was received, and valid during the call only: copy (``bytes(payload)``) what is kept.
+        """
 
     def commit(self) -> None:
         """Make what was stored the file's content."""

@@ -61,7 +61,8 @@ class Guard:
         self._max_sessions = max_sessions
         self._max_per_client = per_client
         self._unlimited = _LOOPBACK if max_sessions_per_client is None else ()
-        self._max_memory = max_memory
+        self.max_memory = max_memory
+        """Bytes of all windows together."""
         self._errors_per_second = errors_per_second
         self._sessions: dict[str, int] = {}
         self._total = 0
@@ -85,7 +86,7 @@ class Guard:
         """Tell whether a client may begin another transfer, with a window of so many bytes."""
         return (
             self._total < self._max_sessions
-            and self._memory + memory <= self._max_memory
+            and self._memory + memory <= self.max_memory
             and (self._sessions.get(client_of(host), 0) < self._max_per_client or in_networks(host, self._unlimited))
         )
 

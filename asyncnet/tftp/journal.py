@@ -114,13 +114,14 @@ class ServerStats:
     refused: int = 0
     """Requests answered with an ERROR."""
     silenced: int = 0
-    """Requests refused without an ERROR, because their source had been sent too many."""
+    """Requests refused without an ERROR and a line in the log, because their source had been sent too many."""
     denied: int = 0
     """Requests of addresses that are not admitted; they get no answer."""
     duplicates: int = 0
     """Requests that repeated one whose transfer had begun."""
     dropped: int = 0
-    """Requests that got no answer because a limit on transfers, clients or memory was reached."""
+    """Requests that got no answer because a limit on transfers, clients or memory was reached, or because their address
+    has answered nothing that it was sent."""
     malformed: int = 0
     """Datagrams on the listening socket that are no request."""
     rejected: int = 0
@@ -140,6 +141,7 @@ class Hooks:
     on_progress: Callable[[Request, int, int | None], object] | None = None
     """With the bytes so far and, where it is known, their number in all."""
     on_end: Callable[[TransferRecord], object] | None = None
+    """Also for a request that is refused, unless its source has been sent too many errors (`ServerStats.silenced`)."""
 
 
 class MetricsCollector(metrics.MetricsCollector):

@@ -45,7 +45,7 @@ DEFAULT_BLOCK_SIZE: Final = 512
 """Bytes of a DATA block when no option changes it (RFC 1350)."""
 
 MAX_REQUEST_SIZE: Final = 512
-"""Bytes of a request at most (RFC 2347); a longer one is encoded by nobody, and accepted from everybody."""
+"""Bytes of a request at most (RFC 2347); a longer one is encoded by nobody, and accepted if options make it so."""
 
 _OPCODE: Final = struct.Struct("!H")
 
@@ -226,6 +226,8 @@ def decode_packet(data: bytes | bytearray | memoryview) -> Packet:
             raise PacketError("a request whose file name or mode has no end")
         if name_end == 2:
             raise PacketError("a request without a file name")
+        if mode_end >= MAX_REQUEST_SIZE:  # rules are matched against it, and lines of the log hold it
+            raise PacketError("the file name is too long")
         kind = ReadRequest if opcode == Opcode.RRQ else WriteRequest
         mode = _decode(data[name_end + 1 : mode_end]).lower()
         return kind(_decode(data[2:name_end]), mode, _decode_options(data, mode_end + 1))

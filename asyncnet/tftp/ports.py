@@ -16,7 +16,8 @@ import logging
 import random
 import socket
 import struct
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from itertools import chain
 from typing import Any, Final, cast
 
 import attrs
@@ -138,7 +139,7 @@ class Listener(asyncio.DatagramProtocol):
     def _arrival(self, item: tuple[bytes, Address] | Datagram) -> Arrival:
         if isinstance(item, Datagram):
             return Arrival(item.data, item.addr, self, item.local_addr, item.interface, item.reply_addr)
-        return Arrival(*item, self, self.address[0], 0, None)
+        return Arrival(*item, self, None if self.is_wildcard else self.address[0], 0, None)
 
     def error_received(self, exc: Exception) -> None:
         logger.debug("error on the listening socket: %s", exc)
@@ -231,12 +232,12 @@ class Listener(asyncio.DatagramProtocol):
         if known is None:
             if len(self._sources) >= 4096:
                 self._sources.clear()
-            with socket.socket(self._sock.family, socket.SOCK_DGRAM) as probe:
-                try:
+            try:
+                with socket.socket(self._sock.family, socket.SOCK_DGRAM) as probe:
                     probe.connect(peer)
                     known = probe.getsockname()[0]
-                except OSError:
-                    return None
+            except OSError:  # there is no route, or no descriptor left
+                return None
             self._sources[peer[0]] = known
         return known
 
@@ -277,6 +278,12 @@ class PeerPort:
             asyncio.get_running_loop().call_soon(self.session.connection_lost, None)
 
 
+def _all_from_anywhere(ports: range) -> Iterator[int]:
+    """Go round, beginning at a random place: to shuffle a wide range takes longer than a small transfer."""
+    start = random.randrange(len(ports))
+    return chain(ports[start:], ports[:start])
+
+
 def transfer_socket(arrival: Arrival, ports: range | None) -> socket.socket:
     """Return a socket connected to a client, on the address that it asked.
 
@@ -294,7 +301,7 @@ def transfer_socket(arrival: Arrival, ports: range | None) -> socket.socket:
     try:
         sock.setblocking(False)
         prepare_socket(sock)
-        for port in random.sample(ports, len(ports)) if ports else [0]:
+        for port in _all_from_anywhere(ports) if ports else [0]:
             try:
                 sock.bind((host, port, *rest))
             except OSError as exc:

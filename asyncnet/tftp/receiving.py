@@ -173,7 +173,7 @@ class ReceiveSession(Session):
         singles: list[memoryview] = []
         try:
             for data, size, addr in batch:
-                if self._server is not None and not self._is_from_server(addr):
+                if self._server is not None and not self._is_from_server(addr, data):
                     continue
                 if len(data) == whole <= (size or whole):
                     singles.append(data)

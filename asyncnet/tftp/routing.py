@@ -64,7 +64,8 @@ class Roots:
 
     def open_write(self, request: Request) -> Any:
         """See `Storage`."""
-        return (self._storage_of(request) or self._common).open_write(request)
+        own = self._storage_of(request)
+        return (self._common if own is None else own).open_write(request)
 
     def _storage_of(self, request: Request) -> Storage | None:
         for network, storage in self._own:

@@ -196,7 +196,8 @@ class SendSession(Session):
         return done * self.options.block_size
 
     def _refused(self, exc: OSError) -> None:
-        if self._machine.lacks_only_confirmation:  # the peer has closed its socket: its last ACK was lost
+        # A client that has closed its socket has all, and its last ACK was lost. A server may have died as well.
+        if self._server is None and self._machine.lacks_only_confirmation:
             self._end_unconfirmed()
         else:
             super()._refused(exc)
@@ -209,9 +210,11 @@ class SendSession(Session):
 
     def _handle_timer(self, now: float) -> None:
         self._send_blocks(self._machine.handle_timer(now))
-        if self._machine.state is State.UNCONFIRMED:
+        state = self._machine.state
+        # Some clients never send the last ACK. A server that has acknowledged no block at all has perhaps got none.
+        if state is State.UNCONFIRMED and (self._server is None or self._machine.acknowledged > 0):
             self._end_unconfirmed()
-        elif self._machine.state is State.TIMED_OUT:
+        elif state in (State.UNCONFIRMED, State.TIMED_OUT):
             self._end(self._timed_out(), tell_peer=False)
 
     def _send_blocks(self, blocks: range) -> None:

@@ -21,12 +21,13 @@ from typing import Any, Final, Literal, Self
 import attrs
 
 from asyncnet.addresses import Address, format_address
-from asyncnet.errors import LocalError, PacketError
+from asyncnet.errors import LocalError, PacketError, RemoteError
 from asyncnet.tftp.answering import discard, open_for, session_for
 from asyncnet.tftp.guard import Guard
 from asyncnet.tftp.journal import Hooks, Outcome, ServerStats, TransferRecord, outcome_of
 from asyncnet.tftp.options import DEFAULT_LIMITS, Limits
 from asyncnet.tftp.packets import (
+    DEFAULT_BLOCK_SIZE,
     Error,
     ErrorCode,
     ReadRequest,
@@ -52,6 +53,12 @@ _CROWD: Final = 4
 """Transfers at once from which on blocks of a turn leave together."""
 _MAX_DALLYING: Final = 256
 """Sockets at most that are kept for nothing but the repetition of a last ACK."""
+_MOST_ANSWERS: Final = 4
+"""First packets in a row to an address that answers none of them: its requests may be forged."""
+_UNHEARD_SECONDS: Final = 15.0
+"""Seconds after the last of them until it is sent some more; as long as a transfer waits that is not answered."""
+_MAX_UNHEARD: Final = 4096
+"""Addresses that are remembered for it; beyond it the one sent to longest ago is forgotten."""
 _EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -81,6 +88,12 @@ class _Transfer:
     session: Session | None = None
 
 
+def _within(limits: Limits, memory: int) -> Limits:
+    """Return limits under which no single transfer takes more than all may together: it would never be admitted."""
+    block_size = min(limits.block_size, max(DEFAULT_BLOCK_SIZE, memory))
+    return attrs.evolve(limits, block_size=block_size, window_bytes=min(limits.window_bytes, memory))
+
+
 class Server:
     """A running TFTP server; made by `serve`."""
 
@@ -90,7 +103,10 @@ class Server:
         self._storage = storage
         self._guard = guard
         self._settings = settings
+        self._limits = _within(settings.limits, guard.max_memory)
         self._transfers: dict[tuple[Listener, Address], _Transfer] = {}
+        # First packets that were not answered: how many, and when the last one left.
+        self._unheard: dict[tuple[Listener, Address], tuple[int, float]] = {}
         self._sessions: set[Session] = set()  # with those that dally
         self._dallying: deque[Session] = deque()  # the oldest first; some are closed already
         ports = max(1, len(settings.ports) // 2) if settings.ports else _MAX_DALLYING
@@ -100,6 +116,7 @@ class Server:
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = asyncio.Event()
+        self._ended = False  # closed, and the grace is over: nothing begins any more
 
     @property
     def address(self) -> Address:
@@ -135,12 +152,30 @@ class Server:
         host = str(arrival.peer[0])
         if not self._guard.admits(host):
             self._stats.denied += 1
+        elif self._was_answered_enough(arrival):
+            self._stats.dropped += 1
         elif self._is_repeated(arrival):
             self._stats.duplicates += 1
         elif self._closing.is_set() or not self._guard.has_room(host, 0):
             self._stats.dropped += 1
         else:
             self._begin(packet, arrival)
+
+    def _was_answered_enough(self, arrival: Arrival) -> bool:
+        count, since = self._unheard.get(arrival.key, (0, 0.0))
+        if count < _MOST_ANSWERS:
+            return False
+        if time.monotonic() - since > _UNHEARD_SECONDS:
+            del self._unheard[arrival.key]
+            return False
+        known = self._transfers.get(arrival.key)
+        return known is None or known.session is None or known.session.is_new
+
+    def _count_answer(self, arrival: Arrival) -> None:
+        count, _ = self._unheard.pop(arrival.key, (0, 0.0))
+        self._unheard[arrival.key] = count + 1, time.monotonic()
+        if len(self._unheard) > _MAX_UNHEARD:
+            del self._unheard[next(iter(self._unheard))]
 
     def _is_repeated(self, arrival: Arrival) -> bool:
         """Boot ROMs repeat a request from the same port; another request from it means a new transfer."""
@@ -149,6 +184,8 @@ class Server:
             return False
         session = known.session
         if known.arrival.data == arrival.data and (session is None or session.repeats()):
+            if session is not None and session.is_new and session.has_begun:
+                self._count_answer(arrival)
             return True
         if known.opening is not None:
             known.opening.cancel()
@@ -188,8 +225,10 @@ class Server:
         transfer.opening = None
         if done.cancelled():
             self._forget(transfer)  # the client has asked for something else meanwhile, or the server closes
-        elif done.exception() is None and self._transfers.get(transfer.arrival.key) is not transfer:
-            discard(done.result())  # it was ready just when the client asked for something else
+        elif self._ended or self._transfers.get(transfer.arrival.key) is not transfer:
+            self._forget(transfer)
+            if done.exception() is None:  # it was ready just when nobody waited for it any more
+                discard(done.result())
         else:
             try:
                 self._start(transfer, done.result())
@@ -202,7 +241,7 @@ class Server:
             session = session_for(
                 request,
                 opened,
-                limits=self._settings.limits,
+                limits=self._limits,
                 timing=self._settings.timing,
                 rollover=self._settings.rollover,
                 progress=self._progress_of(request),
@@ -224,6 +263,7 @@ class Server:
         self._guard.enter(host, memory)
         transfer.memory = memory
         transfer.session = session
+        self._count_answer(arrival)
         session.on_over = lambda session: self._over(session, transfer)
         self._sessions.add(session)
         self._call(self._settings.hooks.on_start, request)
@@ -240,11 +280,12 @@ class Server:
         try:
             trains = isinstance(session, ReceiveSession) and session.options.window_size > 1
             await attach(session, await self._socket_for(arrival), trains=trains)
-        except Exception as exc:
-            session.fail(exc)
         except BaseException as exc:
             session.fail(exc)
-            raise
+            if not session.has_begun:  # there is no socket whose end it could wait for
+                self._sessions.discard(session)
+            if not isinstance(exc, Exception):
+                raise
 
     async def _socket_for(self, arrival: Arrival) -> socket.socket:
         while True:
@@ -270,10 +311,12 @@ class Server:
                 self._dallying.popleft().close()
             return
         code, text = error_packet_fields(exc)
+        if not self._send_error(arrival, code, text):  # the log is not for whoever sends most
+            return
+        self._stats.refused += 1
         if not isinstance(exc, LocalError | OSError):
             logger.error("%s %r: the storage failed", format_address(arrival.peer), request.name, exc_info=exc)
         self._tell(request, Outcome.REFUSED, error=text)
-        self._stats.refused += self._send_error(arrival, code, text)
 
     def _send_error(self, arrival: Arrival, code: int, text: str) -> bool:
         """Answer a request by an ERROR, unless its source has caused too many; tell whether it was answered."""
@@ -307,6 +350,8 @@ class Server:
 
     def _over(self, session: Session, transfer: _Transfer) -> None:
         self._forget(transfer)
+        if not session.is_new or isinstance(session.error, RemoteError):  # the client has answered
+            self._unheard.pop(transfer.arrival.key, None)
         if len(self._sessions) > 2 * len(self._transfers) + len(self._dallying) + 16:
             self._sessions = {each for each in self._sessions if not each.closed}
         if session.dallies:
@@ -376,6 +421,7 @@ class Server:
         except TimeoutError:
             pass
         finally:
+            self._ended = True
             for session in list(self._sessions):
                 session.close()
             openings = [each.opening for each in self._transfers.values() if each.opening is not None]

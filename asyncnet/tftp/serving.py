@@ -102,26 +102,28 @@ def serve(
     )
 
     async def open_() -> Server:
-        storage: Storage
-        if isinstance(source, str | os.PathLike):
-            storage = Directory(source, write=policy, max_size=max_file_size)
-        else:
-            storage = source
-        server = Server(storage, guard or Guard(max_sessions=max_sessions), settings)
         found = list(sockets) or await _open_sockets([(host, port), *addresses], reuse_port=reuse_port)
+        listeners: list[Listener] = []
         try:
             if user is not None:
                 drop_privileges(user)
+            storage: Storage
+            if isinstance(source, str | os.PathLike):  # looked at by the user who is to read it
+                storage = Directory(source, write=policy, max_size=max_file_size)
+            else:
+                storage = source
+            server = Server(storage, guard or Guard(max_sessions=max_sessions), settings)
+            server.listeners = listeners
             while found:
                 sock = found.pop(0)
                 sock.setblocking(False)
                 listener = Listener(sock, server.arrived, single_port=single_port, paused=paused)
                 await listener.open()
-                server.listeners.append(listener)
+                listeners.append(listener)
         except BaseException:
             for sock in found:
                 sock.close()
-            for listener in server.listeners:
+            for listener in listeners:
                 listener.close()
             raise
         return server

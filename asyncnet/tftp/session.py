@@ -42,6 +42,9 @@ Progress: TypeAlias = Callable[[int, int | None], object]
 _MAX_TID_ERRORS: Final = 8
 """Foreign packets that one transfer answers with ERROR 5; the rest are only counted."""
 
+_ERROR: Final = b"\0\5"
+"""How an ERROR begins."""
+
 _IP_MTU_DISCOVER: Final = 10  # linux/in.h
 _IPV6_MTU_DISCOVER: Final = 23  # linux/in6.h
 _PMTUDISC_DONT: Final = 0
@@ -166,7 +169,7 @@ class Session(asyncio.DatagramProtocol, ABC):
             self.fail(exc)
 
     def datagram_received(self, data: bytes, addr: Address) -> None:
-        if self._server is not None and not self._is_from_server(addr):
+        if self._server is not None and not self._is_from_server(addr, data):
             return
         try:
             self._take(data)
@@ -179,10 +182,10 @@ class Session(asyncio.DatagramProtocol, ABC):
         return None
 
     def error_received(self, exc: Exception) -> None:
+        places = [] if self.refused is None else self.refused()  # always: what stays there wakes the loop for ever
         # Only a refusal is final; a route that is missing for a moment is what retransmission is for.
         if not isinstance(exc, ConnectionRefusedError):
             return
-        places = [] if self.refused is None else self.refused()
         peer = self._peer or self._server
         if self._may_end and (peer is None or not places or any(place[:2] == peer[:2] for place in places)):
             self._refused(exc)
@@ -204,9 +207,19 @@ class Session(asyncio.DatagramProtocol, ABC):
         return not self.over and not self._committing
 
     @property
+    def has_begun(self) -> bool:
+        """Whether it has a socket that is open."""
+        return self._transport is not None
+
+    @property
     def is_new(self) -> bool:
         """Whether no block has been transferred."""
         return self._is_opening()
+
+    @property
+    def was_answered(self) -> bool:
+        """Whether anything has come from the server; of a client's session."""
+        return self._peer is not None
 
     def repeats(self) -> bool:
         """Take the request that began this transfer once more; False when it is to begin another one.
@@ -294,7 +307,7 @@ class Session(asyncio.DatagramProtocol, ABC):
 
     # Packets.
 
-    def _is_from_server(self, addr: Address) -> bool:
+    def _is_from_server(self, addr: Address, data: bytes | memoryview) -> bool:
         if addr == self._peer:
             return True
         assert self._server is not None
@@ -302,6 +315,8 @@ class Session(asyncio.DatagramProtocol, ABC):
             self._peer = addr
             return True
         self.report.rejected += 1
+        if data[:2] == _ERROR:  # whatever it is about, nothing is ever sent in answer to it
+            return False
         if self._peer is not None and self._tid_errors < _MAX_TID_ERRORS and self._transport is not None:
             self._tid_errors += 1  # RFC 1350 section 4: tell the stranger, and go on
             self._transport.sendto(encode_packet(Error(ErrorCode.UNKNOWN_TID, "unknown transfer ID")), addr)
@@ -414,8 +429,13 @@ class Session(asyncio.DatagramProtocol, ABC):
 
 
 def _call_in_thread(work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-    future = asyncio.get_running_loop().run_in_executor(None, work)
-    future.add_done_callback(lambda ended: done(None if ended.cancelled() else ended.exception()))
+    def ended(future: asyncio.Future[None]) -> None:
+        if future.cancelled():  # the executor was shut down before it began
+            done(LocalError(ErrorCode.UNDEFINED, "the transfer was cancelled"))
+        else:
+            done(future.exception())
+
+    asyncio.get_running_loop().run_in_executor(None, work).add_done_callback(ended)
 
 
 def printable(text: str) -> str:

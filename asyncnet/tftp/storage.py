@@ -130,7 +130,10 @@ class Directory:
         """Yield a path prefix, the last component, and the directory that both start from."""
         *parents, leaf = _components(name)
         if not _HAS_DIR_FD:
-            yield self._resolved_parent(parents), leaf, None
+            parent = self._resolved_parent(parents)
+            if os.path.islink(os.path.join(parent, leaf)):  # here, opening may not be able to refuse it
+                raise LocalError(ErrorCode.ACCESS_VIOLATION, "the name leads outside the served directory")
+            yield parent, leaf, None
             return
         fd = self._open_root()
         try:

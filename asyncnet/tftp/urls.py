@@ -37,9 +37,10 @@ def parse_url(url: str) -> TftpUrl:
     except ValueError as exc:
         raise AddressError(f"{url!r} is no URL: {exc}") from None
     path, _, parameter = parts.path.partition(";")
-    mode = parameter.removeprefix("mode=") if parameter else "octet"
+    name, _, mode = parameter.partition("=") if parameter else ("mode", "", "octet")
     file = unquote(path.removeprefix("/"), errors="surrogateescape")
-    if parts.scheme != "tftp" or not parts.hostname or not file or mode not in ("octet", "netascii") or parts.query:
+    is_mode = name == "mode" and mode in ("octet", "netascii")
+    if parts.scheme != "tftp" or not parts.hostname or not file or not is_mode or parts.query:
         raise AddressError(f"{url!r} is no TFTP URL: write tftp://HOST[:PORT]/FILE[;mode=octet|netascii]")
     return TftpUrl(unquote(parts.hostname), port, file, cast('Literal["octet", "netascii"]', mode))
 

@@ -82,13 +82,19 @@ async def open_socket(
 def refused_addresses(sock: socket.socket) -> list[Address]:
     """Take from the error queue of a socket (IP_RECVERR, ip(7)) where those datagrams went that were refused."""
     found: list[Address] = []
-    while sys.platform == "linux" and len(found) < _MAX_ERRORS:
-        try:
+    if sys.platform != "linux" or sock.fileno() < 0:
+        return found
+    timeout = sock.gettimeout()
+    sock.settimeout(0)  # the queue never lets anybody wait, but a socket of gevent does when it is empty
+    try:
+        for _ in range(_MAX_ERRORS):
             _, notes, _, address = sock.recvmsg(1, 512, socket.MSG_ERRQUEUE)
-        except OSError:
-            break
-        if any(len(value) >= 4 and _ERRNO.unpack_from(value)[0] == errno.ECONNREFUSED for _, _, value in notes):
-            found.append(address)
+            if any(len(value) >= 4 and _ERRNO.unpack_from(value)[0] == errno.ECONNREFUSED for _, _, value in notes):
+                found.append(address)
+    except OSError:  # it is empty
+        pass
+    finally:
+        sock.settimeout(timeout)
     return found
 
 

@@ -29,6 +29,7 @@ from asyncnet.udp.ancillary import CONTROL_SIZE, Train, datagrams_of
 from asyncnet.udp.batch import SLOT_SIZE, SLOTS
 from asyncnet.udp.capabilities import Capabilities, probe
 from asyncnet.udp.sending import SendingTransport, logger
+from asyncnet.udp.sockets import refused_addresses
 
 if sys.platform != "win32":
     import fcntl
@@ -164,13 +165,20 @@ class DatagramTransport(SendingTransport):
         return False
 
     def _nothing_came(self) -> None:
-        """See why: a wake-up in vain is rare, but a socket that was shut down brings one after the other."""
+        """See why: a wake-up in vain is rare, but two things bring one after the other.
+
+        One is a socket that was shut down. The other is its error queue (IP_RECVERR, ip(7)) with something in it, which
+        the protocol could have taken when it was told of the error.
+        """
         if sys.platform == "linux":
             poll = select.poll()
             poll.register(self._fd, select.POLLRDHUP)
-            if poll.poll(0):
+            events = sum(events for _, events in poll.poll(0))
+            if events & (select.POLLRDHUP | select.POLLHUP):
                 exc = OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
                 self._fatal_error(exc, "the socket of a datagram transport was shut down behind its back")
+            elif events & select.POLLERR:
+                refused_addresses(self._sock)
 
     def _receive_batches(self, batch: list[Any]) -> None:
         """Deliver a batch and, while they are full, some more."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
 import random
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import pytest
 
 from asyncnet import udp
 from asyncnet.addresses import Address
+from asyncnet.errors import PacketError
 from asyncnet.tftp import Client, Guard, Timing, serve
 from asyncnet.tftp.packets import (
     Ack,
@@ -168,9 +171,16 @@ async def test_cve_2009_2957_a_very_long_name(server: Server, peer: Endpoint) ->
         await peer.send(b"\0\1" + name + b"\0octet\0", server.address)
         answer, _ = await recv(peer)
         assert isinstance(answer, Error)
-        assert len(encode_packet(answer)) < 100
-        assert "aaa" not in answer.text
+        assert answer.text == "the file name is too long"
     await still_serves(server)
+
+
+def test_a_name_that_a_rule_would_take_long_for_is_no_request() -> None:
+    for name, mode in ((b"a" * 60_000, b"octet"), (b"a" * 504, b"octet"), (b"a", b"octet" * 1000)):
+        with pytest.raises(PacketError, match="too long"):
+            decode_packet(b"\0\1" + name + b"\0" + mode + b"\0")
+    many_options = b"\0\1" + b"a" * 503 + b"\0octet\0" + b"name\0value\0" * 50
+    assert isinstance(decode_packet(many_options), ReadRequest)
 
 
 async def test_the_memory_for_windows_is_not_what_a_client_asks_for(server: Server, peer: Endpoint) -> None:
@@ -193,6 +203,75 @@ async def test_requests_from_many_ports_take_no_more_than_the_limits_allow(root:
             await endpoint.send(encode_packet(ReadRequest("file")), server.address)
         await until(lambda: server.stats.requests + server.stats.dropped == 40)
         assert server.stats.active == 10
+
+
+@pytest.mark.parametrize("names", [["file"], ["file", "other"], ["file", "missing"]])
+@pytest.mark.parametrize("single_port", [False, True])
+async def test_requests_that_are_forged_again_and_again_are_not_all_reflected(
+    root: Path, names: list[str], single_port: bool
+) -> None:
+    (root / "other").write_bytes(CONTENT)
+    patient = Timing(initial=30.0, floor=30.0, cap=30.0)
+    async with (
+        serve(root, "127.0.0.1", 0, single_port=single_port, timing=patient, grace=0) as server,
+        udp.bind("127.0.0.1", 0) as victim,
+    ):
+        blocks = 0
+        for name in itertools.cycle(names):
+            await victim.send(encode_packet(ReadRequest(name)), server.address)
+            blocks += isinstance((await recv(victim))[0], Data)
+            if blocks == 4:
+                break
+        for name in names * 30:
+            await victim.send(encode_packet(ReadRequest(name)), server.address)
+        await until(lambda: server.stats.dropped == 30 * len(names))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        with pytest.raises(BlockingIOError):
+            victim.recv_nowait()
+
+
+@pytest.mark.parametrize("single_port", [False, True])
+async def test_a_victim_that_has_waited_may_ask_itself(
+    root: Path, single_port: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncnet.tftp.server._UNHEARD_SECONDS", 0.0)
+    async with (
+        serve(root, "127.0.0.1", 0, single_port=single_port, timing=QUICK, grace=0) as server,
+        udp.bind("127.0.0.1", 0) as victim,
+    ):
+        for number in range(6):
+            await victim.send(encode_packet(ReadRequest("file")), server.address)
+            while server.stats.failed <= number:
+                await asyncio.sleep(0.001)
+        assert server.stats.dropped == 0
+
+
+async def test_a_victim_that_refuses_is_sent_no_more_than_one_that_is_silent(root: Path) -> None:
+    async with serve(root, "127.0.0.1", 0, grace=0) as server:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as gone:
+            gone.bind(("127.0.0.3", 0))  # no port of the server's
+            address = gone.getsockname()
+        (listener,) = server.listeners
+        request = encode_packet(ReadRequest("file"))
+        for number in range(4):
+            listener.inject(request, address)
+            while server.stats.failed <= number:
+                await asyncio.sleep(0.001)
+        listener.inject(request, address)
+        assert (server.stats.requests, server.stats.dropped) == (4, 1)
+
+
+async def test_who_answers_is_answered_as_often_as_it_asks(server: Server, peer: Endpoint) -> None:
+    for _ in range(10):
+        await peer.send(encode_packet(ReadRequest("file")), server.address)
+        answer, transfer = await recv(peer)
+        assert answer == Data(1, CONTENT[:512])
+        await peer.send(encode_packet(Ack(1)), transfer)
+        assert (await recv(peer))[0] == Data(2, CONTENT[512:1024])
+        await peer.send(encode_packet(Error(0, "enough")), transfer)
+        await until(lambda: server.stats.active == 0)
+    assert server.stats.dropped == 0
 
 
 @pytest.mark.parametrize("name", [

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import random
+import socket
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -81,6 +82,29 @@ async def test_a_window_of_large_blocks_fits_the_receive_buffer(root: Path, tmp_
         report = await client.download("large", tmp_path / "got")
     assert (tmp_path / "got").read_bytes() == CONTENT * 50
     assert report.retransmitted == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a socket that is not connected hears of refusals on Linux")
+async def test_the_next_address_of_a_name_is_tried_when_one_refuses(
+    server: Server, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = server.address[1]
+    addresses = [
+        (socket.AF_INET6, ("::1", port, 0, 0)), (socket.AF_INET, ("127.0.0.2", port)), (socket.AF_INET, server.address)
+    ]  # fmt: skip
+
+    async def resolve(host: str, port: int, **_: Any) -> Any:
+        return addresses
+
+    monkeypatch.setattr("asyncnet.tftp.client.resolve", resolve)
+    async with Client("server.example", port) as client:
+        await client.download("file", tmp_path / "got")
+        assert (tmp_path / "got").read_bytes() == CONTENT
+        await client.upload(tmp_path / "got", "up")
+        assert (root / "up").read_bytes() == CONTENT
+        addresses.pop()
+        with pytest.raises(ConnectionRefusedError, match=r"127\.0\.0\.2"):
+            await client.read("file")
 
 
 async def test_no_option_is_asked_for() -> None:

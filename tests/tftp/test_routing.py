@@ -61,6 +61,16 @@ def test_a_client_has_its_own_storage_and_falls_back_to_the_common_one() -> None
     assert (own.written, common.written) == (["new"], ["new"])
 
 
+def test_a_storage_that_is_empty_like_a_list_is_a_storage() -> None:
+    class Empty(Shelf):
+        def __len__(self) -> int:
+            return len(self.written)
+
+    common, own = Shelf(), Empty()
+    Roots(common, {"10.0.0.0/8": own}).open_write(asked("new"))
+    assert (own.written, common.written) == (["new"], [])
+
+
 async def test_storages_may_be_coroutines() -> None:
     roots = Roots(LateShelf(b=b"common b"), {"10.0.0.0/8": LateShelf(a=b"own a")})
     assert await roots.open_read(asked("a")) == b"own a"

@@ -7,8 +7,10 @@ import errno
 import os
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,6 +118,31 @@ async def test_a_disk_that_fails_at_the_end_fails_the_upload(tmp_path: Path, dis
         assert caught.value.code == ErrorCode.DISK_FULL
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_bytes() == b"as it was"
+
+
+async def test_an_upload_that_no_thread_has_put_in_its_place_is_not_acknowledged(tmp_path: Path) -> None:
+    """As when the loop's executor is shut down."""
+
+    class Idle(ThreadPoolExecutor):
+        def __init__(self) -> None:
+            super().__init__(1)
+            self.submitted: list[Future[Any]] = []
+
+        def submit(self, *_: Any, **__: Any) -> Future[Any]:
+            self.submitted.append(Future())
+            return self.submitted[-1]
+
+    executor = Idle()
+    asyncio.get_running_loop().set_default_executor(executor)
+    async with serving(tmp_path) as server, Client(*server.address[:2], timing=QUICK) as client:
+        upload = asyncio.create_task(client.write("new", CONTENT))
+        while not executor.submitted:
+            await asyncio.sleep(0.001)
+        executor.submitted[0].cancel()
+        with pytest.raises(RemoteError, match="cancelled"):
+            await upload
+        assert server.stats.completed == 0
+    assert not list(tmp_path.iterdir())
 
 
 async def test_a_server_that_closes_waits_for_the_disk(tmp_path: Path, disk: Disk) -> None:

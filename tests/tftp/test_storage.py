@@ -216,6 +216,27 @@ def test_missing_files_have_code_1(root: Path, name: str) -> None:
     assert error_packet_fields(caught.value)[0] == 1
 
 
+def test_where_directories_have_no_descriptors_links_are_not_followed_either(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows."""
+    monkeypatch.setattr("asyncnet.tftp.storage._HAS_DIR_FD", False)
+    monkeypatch.setattr("asyncnet.tftp.storage.NO_FOLLOW", 0)
+    (root.parent / "secret").write_bytes(b"secret")
+    (root / "leaf").symlink_to(root.parent / "secret")
+    (root / "way").symlink_to(root.parent)
+    (root / "plain").write_bytes(b"plain")
+    storage = Directory(root, write=WritePolicy.OVERWRITE)
+    for name in ("leaf", "way/secret"):
+        with pytest.raises(LocalError):
+            storage.open_read(asked(name))
+        with pytest.raises(LocalError):
+            storage.open_write(asked(name))
+    source = storage.open_read(asked("plain"))
+    assert source.size == 5
+    source.close()
+
+
 def test_nothing_is_written_unless_allowed(root: Path) -> None:
     with pytest.raises(LocalError) as caught:
         Directory(root).open_write(asked("new"))

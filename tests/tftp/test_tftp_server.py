@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import json
 import logging
 import random
 import socket
 import sys
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ import pytest
 
 from asyncnet.errors import LocalError, RemoteError
 from asyncnet.tftp import Client, Directory, Guard, Hooks, Limits, Request, Roots, Server, Timing, serve
-from asyncnet.tftp.files import BytesSink
+from asyncnet.tftp.files import BytesSink, BytesSource
 from asyncnet.tftp.packets import Ack, Data, Error, OptionAck, ReadRequest, WriteRequest, decode_packet, encode_packet
 
 CONTENT = random.Random(2).randbytes(100_000)
@@ -182,6 +184,32 @@ async def test_a_transfer_takes_the_port_of_one_that_only_repeats_its_last_ack(r
         assert await upload(one, "one", server) == await upload(two, "two", server) == ("127.0.0.1", port)
 
 
+async def test_requests_that_no_port_is_left_for_leave_nothing_behind() -> None:
+    kept: weakref.WeakSet[BytesSource] = weakref.WeakSet()
+
+    class Remembered:
+        def open_read(self, request: Request) -> BytesSource:
+            source = BytesSource(b"content")
+            kept.add(source)
+            return source
+
+        def open_write(self, request: Request) -> BytesSink:
+            raise LocalError(2, "read-only")
+
+    async with client_socket() as taken, client_socket() as sock:
+        port = taken.getsockname()[1]
+        async with serve(Remembered(), "127.0.0.1", 0, ports=(port, port)) as server:
+            for number in range(5):
+                sock.sendto(encode_packet(ReadRequest(f"name{number}", "octet", ())), server.address)
+                while server.stats.failed <= number:
+                    await asyncio.sleep(0.001)
+            async with asyncio.timeout(5):
+                while kept:
+                    await asyncio.sleep(0)
+                    gc.collect()
+            assert server.stats.active == 0
+
+
 async def test_two_servers_share_a_port(root: Path) -> None:
     async with serve(root, "127.0.0.1", 0, reuse_port=True) as one:
         async with serve(root, *one.address, reuse_port=True) as two:
@@ -200,6 +228,20 @@ async def test_a_socket_can_be_handed_over(root: Path) -> None:
         assert server.address == sock.getsockname()
         async with Client(*server.address) as client:
             assert await client.read("file") == CONTENT
+
+
+async def test_a_socket_that_was_handed_over_is_closed_when_the_root_is_no_directory(root: Path) -> None:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.bind(("127.0.0.1", 0))
+    with pytest.raises(NotADirectoryError):
+        await serve(root / "file", sockets=[sock])
+    assert sock.fileno() < 0
+
+
+async def test_the_directory_is_looked_at_by_the_user_who_reads_it(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("asyncnet.tftp.serving.drop_privileges", lambda user: (root / "later").mkdir())
+    async with serve(root / "later", "127.0.0.1", 0, user="nobody"):
+        pass
 
 
 async def test_one_socket_for_both_families_can_be_handed_over(root: Path, tmp_path: Path) -> None:
@@ -405,6 +447,42 @@ async def test_closing_leaves_nothing_of_content_that_is_being_made() -> None:
     assert (pending.waiting, server.stats.active) == (0, 0)
 
 
+async def test_content_that_is_ready_just_when_the_server_ends_begins_no_transfer() -> None:
+    class Content(BytesSource):
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    content = Content(b"content")
+
+    class ReadyAtTheEnd(asyncio.Future[BytesSource]):
+        def cancel(self, msg: Any = None) -> bool:
+            if not self.done():
+                self.set_result(content)
+            return False
+
+    class Late:
+        def open_read(self, request: Request) -> asyncio.Future[BytesSource]:
+            return ReadyAtTheEnd()
+
+        def open_write(self, request: Request) -> BytesSink:
+            raise LocalError(2, "read-only")
+
+    begun: list[Request] = []
+    server = await serve(Late(), "127.0.0.1", 0, hooks=Hooks(on_start=begun.append))
+    async with client_socket() as sock:
+        sock.sendto(encode_packet(ReadRequest("x", "octet", ())), server.address)
+        while not server.stats.requests:
+            await asyncio.sleep(0)
+        await server.aclose(0)
+        for _ in range(3):
+            await asyncio.sleep(0)
+    assert not begun
+    assert content.closed
+    assert server.stats.active == 0
+
+
 async def test_invalid_options_are_left_out_or_refused(root: Path) -> None:
     wrong = ReadRequest("file", "octet", (("blksize", "7"), ("timeout", "0"), ("windowsize", "2")))
     async with serve(root, "127.0.0.1", 0) as server, client_socket() as sock:
@@ -449,6 +527,20 @@ async def test_the_memory_of_windows_is_limited(root: Path) -> None:
             two.sendto(encode_packet(Error(0, "enough")), addr)
 
 
+@pytest.mark.parametrize(("block_size", "granted"), [("1000", ("1000", "10")), ("60000", ("10000", None))])
+async def test_a_window_beyond_the_memory_for_all_is_made_smaller(
+    root: Path, block_size: str, granted: tuple[str, str | None]
+) -> None:
+    """To leave the request without an answer would not help: there will never be room."""
+    async with serve(root, "127.0.0.1", 0, guard=Guard(max_memory=10_000)) as server, client_socket() as sock:
+        large = ReadRequest("file", "octet", (("blksize", block_size), ("windowsize", "60")))
+        answer, addr = await answer_to(sock, large, server.address)
+        assert isinstance(answer, OptionAck)
+        options = dict(answer.options)
+        assert (options["blksize"], options.get("windowsize")) == granted
+        sock.sendto(encode_packet(Error(0, "enough")), addr)
+
+
 async def test_without_descriptors_requests_get_no_answer(caplog: pytest.LogCaptureFixture) -> None:
     """Boot ROMs ask again then; an ERROR would make them give up."""
 
@@ -467,13 +559,28 @@ async def test_without_descriptors_requests_get_no_answer(caplog: pytest.LogCapt
     assert "Too many open files" in caplog.text
 
 
-async def test_a_source_gets_few_errors(root: Path) -> None:
+async def test_a_single_port_answers_without_a_descriptor_to_spare(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Exhausted(socket.socket):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    async with serve(root, "0.0.0.0", 0, single_port=True) as server, client_socket() as sock:
+        monkeypatch.setattr("asyncnet.tftp.ports.socket.socket", Exhausted)
+        answer, addr = await answer_to(sock, ReadRequest("file", "octet", ()), ("127.0.0.1", server.address[1]))
+        monkeypatch.undo()
+        assert answer == Data(1, CONTENT[:512])
+        sock.sendto(encode_packet(Error(0, "enough")), addr)
+
+
+async def test_a_source_gets_few_errors_and_few_lines_in_the_log(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "asyncnet.tftp")
     async with serve(root, "127.0.0.1", 0, guard=Guard(errors_per_second=1.0)) as server, client_socket() as sock:
         for number in range(100):
             sock.sendto(encode_packet(ReadRequest(f"nothing{number}", "octet", ())), server.address)
         while server.stats.refused + server.stats.silenced < 100:
             await asyncio.sleep(0.001)
         assert 1 <= server.stats.refused <= 20
+        assert len([line for line in records(caplog) if "refused" in line]) == server.stats.refused
 
 
 @pytest.mark.parametrize("single_port", [False, True])

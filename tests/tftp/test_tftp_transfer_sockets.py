@@ -337,6 +337,34 @@ async def test_an_upload_whose_last_ack_is_missing_is_sent_unconfirmed() -> None
         assert not report.confirmed
 
 
+@pytest.mark.parametrize("window_size", [1, 16])
+async def test_an_upload_of_which_nothing_is_acknowledged_is_no_success(window_size: int) -> None:
+    async with (
+        scripted_server() as peer,
+        Client(*peer.local_addr[:2], timing=QUICK, block_size=512, window_size=window_size) as client,
+    ):
+        task = asyncio.create_task(client.write("file", b"x" * 100))
+        _, address = await peer.recv()
+        await send(peer, Ack(0) if window_size == 1 else OptionAck((("windowsize", "16"),)), address)
+        assert await recv(peer) == Data(1, b"x" * 100)
+        with pytest.raises(TimeoutError, match="does not answer"):
+            await task
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a socket that is not connected hears of refusals on Linux")
+async def test_an_upload_whose_server_is_gone_at_the_end_fails() -> None:
+    async with scripted_server() as peer, Client(*peer.local_addr[:2], timing=QUICK, block_size=512) as client:
+        task = asyncio.create_task(client.write("file", b"x" * 600))
+        _, address = await peer.recv()
+        await send(peer, Ack(0), address)
+        assert await recv(peer) == Data(1, b"x" * 512)
+        await send(peer, Ack(1), address)
+        assert await recv(peer) == Data(2, b"x" * 88)
+        await peer.aclose()
+        with pytest.raises(ConnectionRefusedError):
+            await task
+
+
 # A client written by hand, to play the server false
 
 
@@ -623,7 +651,8 @@ def test_urls(url: str, parts: tuple[str, int, str, str]) -> None:
 
 
 @pytest.mark.parametrize("url", ["host/name", "http://host/name", "tftp://host", "tftp://host/", "tftp:///a",
-                             "tftp://host:x/a", "tftp://host:99999/a", "tftp://host/a;mode=mail"])  # fmt: skip
+                             "tftp://host:x/a", "tftp://host:99999/a", "tftp://host/a;mode=mail",
+                             "tftp://host/a;octet", "tftp://host/a;x=octet"])  # fmt: skip
 def test_what_is_no_tftp_url_says_how_one_looks(url: str) -> None:
     with pytest.raises(AddressError, match="URL"):
         parse_url(url)

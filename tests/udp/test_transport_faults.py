@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import select
 import signal
 import socket
 import subprocess
@@ -135,6 +136,28 @@ async def test_a_socket_that_is_shut_down_ends_the_connection(
         transport._sock.shutdown(socket.SHUT_RDWR)
         async with asyncio.timeout(5):
             assert isinstance(await protocol.lost, BrokenPipeError)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has error queues")
+async def test_an_error_queue_that_nobody_empties_neither_ends_the_connection_nor_wakes_it_for_ever() -> None:
+    sock = plain_socket()
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_IP, 11, 1)  # IP_RECVERR
+    recorder = Recorder()
+    transport = await attach(recorder, sock)
+    waiting = select.poll()
+    waiting.register(sock, select.POLLIN)
+    for _ in range(3):
+        recorder.errors.clear()
+        with plain_socket() as gone:
+            address = gone.getsockname()
+        transport.sendto(b"x", address)
+        await until(lambda: bool(recorder.errors) and not waiting.poll(0))
+    with plain_socket() as peer:
+        peer.sendto(b"still here", transport.get_extra_info("sockname"))
+        await until(lambda: bool(recorder.received))
+    assert not recorder.lost.done()
+    await closed(transport, recorder)
 
 
 async def test_abort_with_something_waiting_after_the_socket_was_closed() -> None:
