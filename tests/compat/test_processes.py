@@ -73,6 +73,16 @@ def test_a_child_that_is_killed_is_counted_and_replaced(engine: str, tmp_path: P
         server.stop()
 
 
+@of_processes
+def test_a_child_that_is_cancelled_at_its_very_end_ends_all_the_same(engine: str, tmp_path: Path) -> None:
+    """It must not go on as a copy of the server, which would wait for it, too."""
+    with running(engine, tmp_path) as server:
+        assert server.ask("cancelled_at_the_end") == b""
+        server.stop()
+        assert "Traceback" not in server.log()
+        assert "ended with status" not in server.log()
+
+
 IN_CHILDREN = """
 import os, sys
 from asyncnet import compat
