@@ -162,9 +162,11 @@ class _ForkingServer(Server):
         except BaseException as exc:
             logger.error("a process failed: %s", exc, exc_info=exc)
         finally:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
-            os._exit(status)
+            try:
+                for stream in (sys.stdout, sys.stderr):
+                    stream.flush()
+            finally:  # a cancellation may come even now, and a copy of the parent must not go on
+                os._exit(status)
 
     async def _watch(self, child: _Child) -> None:
         """Hear what a child reports until it has ended, then bury it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import json
 import logging
 import os
@@ -238,6 +239,16 @@ async def pid(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
     await reader.read(1)
 
 
+async def cancelled_at_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """In a process of its own: have it cancelled when it has served, while it flushes what it printed."""
+
+    class Output(io.StringIO):
+        def flush(self) -> None:
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+    sys.stdout = Output()
+
+
 async def abandoning(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     async def explode() -> None:
         raise ValueError("nobody waited")
@@ -298,7 +309,7 @@ HANDLERS = {
     handler.__name__: handler
     for handler in (
         echo, total, fail, elsewhere, foreign, uncaught, parse, flood, info, nap, upstream, wait_for_bytes,
-        wait_for_time, patient, impatient, spawning, full_duplex, pid, abandoning, outlived,
+        wait_for_time, patient, impatient, spawning, full_duplex, pid, abandoning, outlived, cancelled_at_the_end,
     )
 }  # fmt: skip
 

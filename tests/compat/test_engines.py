@@ -41,9 +41,11 @@ class Running:
     port: int
     errors: Path
     output: str = ""
+    connections: int = 0
 
     def connect(self, command: str = "") -> socket.socket:
         sock = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        self.connections += 1
         if command:
             sock.sendall(command.encode() + b"\n")
         return sock
@@ -63,6 +65,18 @@ class Running:
             self.output += line
         answer: dict[str, int] = json.loads(line.removeprefix("stats "))
         return answer
+
+    def settled(self) -> dict[str, int]:
+        """Return the counters when everybody who has connected was served, also those who have gone since."""
+
+        def is_settled() -> bool:
+            stats = self.stats()
+            # Beyond Linux, a connection that is reset early may never be accepted.
+            all_accepted = stats["accepted"] >= self.connections or sys.platform != "linux"
+            return all_accepted and not stats["active"]
+
+        wait_until(is_settled, "everybody who has connected is served")
+        return self.stats()
 
     def report(self) -> str:
         """Return the next line that a handler reports."""
@@ -223,7 +237,7 @@ def test_a_client_that_ends_its_input_still_gets_its_answer(server: Running) -> 
 
 
 def test_resets_before_the_first_byte_and_within_a_message_leave_nothing_behind(server: Running) -> None:
-    failed = server.stats()["failed"]
+    failed = server.settled()["failed"]
     for _ in range(20):
         reset(server.connect())
         reset(server.connect("echo"))
@@ -232,19 +246,18 @@ def test_resets_before_the_first_byte_and_within_a_message_leave_nothing_behind(
         receive_exactly(sock, 10)
         reset(sock)
         assert server.ask("echo", b"still there") == b"still there"
-    wait_until(lambda: server.stats()["active"] == 0, "the handlers of the reset connections end")
-    assert server.stats()["failed"] == failed
+    assert server.settled()["failed"] == failed
 
 
 def test_what_another_host_refused_is_an_error_of_the_handler(server: Running) -> None:
-    before = server.stats()
+    before = server.settled()
     assert server.ask("elsewhere") == b""
     wait_until(lambda: server.stats()["failed"] == before["failed"] + 1, "the failure is counted")
     assert server.stats()["disconnected"] == before["disconnected"]
 
 
 def test_a_handler_that_raises_is_logged_with_its_peer_and_stops_nothing(server: Running) -> None:
-    before = server.stats()
+    before = server.settled()
     with server.connect("fail") as sock:
         port = sock.getsockname()[1]
         assert receive_all(sock) == b""
@@ -453,17 +466,22 @@ def test_running_out_of_descriptors_ends_nothing(engine: str, tmp_path: Path) ->
         others = [server.connect() for _ in range(60)]
         first.sendall(b"open")
         assert receive_exactly(first, 4) == b"open"
+
+        def rests() -> bool:
+            before = cpu_seconds(server.process.pid)
+            time.sleep(0.3)
+            return cpu_seconds(server.process.pid) - before < 0.2
+
         # As long as there are none, the server pauses: it does not spin, unless that is its nature.
-        before = cpu_seconds(server.process.pid)
-        time.sleep(0.3)
-        assert cpu_seconds(server.process.pid) - before < 0.2 or engine == "polling"
+        if engine != "polling":
+            wait_until(rests, "the server pauses instead of spinning")
         for sock in others:
             sock.close()
 
         def served() -> bool:
             try:
                 return server.ask("echo", b"again") == b"again"
-            except ConnectionError:
+            except OSError:  # also that it is not connected any more, which is no ConnectionError
                 return False
 
         wait_until(served, "clients are served again")

@@ -62,8 +62,8 @@ def test_a_child_that_is_killed_is_counted_and_replaced(engine: str, tmp_path: P
                 with suppress(ConnectionResetError):
                     assert receive_all(sock) == b""
             wait_until(partial(has_failed, server, failed), "its end is noticed")
+            wait_until(lambda: not server.stats()["active"], "nobody is served any more")
             assert server.stats()["failed"] == failed
-            assert server.stats()["active"] == 0
             assert server.ask("echo", b"next") == b"next"
         if engine == "prefork":
             wait_until(lambda: len(children(server)) >= MIN_SPARE, "others take the place of the dead")
@@ -71,6 +71,16 @@ def test_a_child_that_is_killed_is_counted_and_replaced(engine: str, tmp_path: P
             wait_until(lambda: not children(server), "the dead are buried")
         assert psutil.STATUS_ZOMBIE not in children(server)
         server.stop()
+
+
+@of_processes
+def test_a_child_that_is_cancelled_at_its_very_end_ends_all_the_same(engine: str, tmp_path: Path) -> None:
+    """It must not go on as a copy of the server, which would wait for it, too."""
+    with running(engine, tmp_path) as server:
+        assert server.ask("cancelled_at_the_end") == b""
+        server.stop()
+        assert "Traceback" not in server.log()
+        assert "ended with status" not in server.log()
 
 
 IN_CHILDREN = """

@@ -35,16 +35,25 @@ async def cleans_up_for_long() -> None:
 
 async def is_cancelled_while_it_cleans_up() -> list[str]:
     seen: list[str] = []
+    cleaning: list[bool] = []
+
+    async def cleans_up() -> None:
+        try:
+            await compat.sleep(60)
+        finally:
+            cleaning.append(True)
+            await compat.sleep(60)
 
     async def work() -> None:
         try:
             async with compat.timeout(0.01):
-                await cleans_up_for_long()
+                await cleans_up()
         except TimeoutError:
             seen.append("timed out")
 
     task = compat.spawn(work())
-    await compat.sleep(0.05)
+    while not cleaning:
+        await compat.sleep(0.001)
     task.cancel()
     try:
         await task
