@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -31,6 +33,10 @@ COLUMNS: Final = {
 _BEST: Final = "32"
 _WORST: Final = "31"
 _MANY: Final = 3
+_MOST_REASONS: Final = 30
+"""Lines about runs that do not count; beyond it there is one for each workload."""
+_FIGURE: Final = re.compile(r":? (by |for )?[-+]?\d.*")
+"""What a reason ends with: how much it was."""
 _MOST_FLOOR: Final = 0.3
 
 
@@ -208,10 +214,25 @@ def _invalid(comparison: Comparison) -> list[str]:
     for run in comparison.runs:
         for reason in run.invalid:
             reasons.setdefault((run.workload, run.round, reason), []).append(run.engine)
+    if len(reasons) > _MOST_REASONS:
+        return _in_short(comparison)
     lines = []
     for (workload, number, reason), engines in reasons.items():
         who = ", ".join(engines) if len(engines) <= _MANY else f"{len(engines)} runs"
         lines.append(f"INVALID: {workload}, round {number}, {who}: {reason}")
+    return lines
+
+
+def _in_short(comparison: Comparison) -> list[str]:
+    """Say for each workload how many runs do not count, and how often for which reason."""
+    lines = []
+    for workload in comparison.workloads:
+        runs = [run for run in comparison.runs if run.workload == workload.name]
+        kinds = Counter(_FIGURE.sub("", reason) for run in runs for reason in run.invalid)
+        if kinds:
+            bad = sum(bool(run.invalid) for run in runs)
+            told = ", ".join(f"{kind} ({times})" for kind, times in kinds.most_common())
+            lines.append(f"INVALID: {workload.name}, {bad} of {len(runs)} runs: {told}; the JSON names each")
     return lines
 
 

@@ -222,6 +222,18 @@ def test_who_has_another_load_is_neither_the_best_nor_the_worst() -> None:
     assert "1509+" in rows["epoll"]
 
 
+def test_reasons_by_the_dozen_are_told_in_short() -> None:
+    def disturbed(engine: str, workload: Workload, number: int, settings: Settings) -> Run:
+        reasons = (f"the generator lagged: {number} µs at p99", f"the generator had no core for {number}% of the time")
+        return attrs.evolve(figures(engine, workload, number, settings), invalid=reasons * (engine != CEILING))
+
+    settings = attrs.evolve(SETTINGS, rounds=20, attempts=1)
+    table = format_table(compare(settings, measure=disturbed)).replace("\n  ", " ")
+    found = [line for line in table.splitlines() if line.startswith("INVALID")]
+    assert len(found) == 1
+    assert "the generator lagged (80), the generator had no core (80)" in found[0]
+
+
 def test_more_connections_held_are_better() -> None:
     def held(engine: str, workload: Workload, number: int, settings: Settings) -> Run:
         found = figures(engine, workload, number, settings)
