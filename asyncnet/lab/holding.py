@@ -151,7 +151,7 @@ def run_stall(address: tuple[str, int], count: int, size: int) -> dict[str, Any]
                 sock = open_connection(address, number=number)
                 selector.register(sock, selectors.EVENT_WRITE, 0)
             asked: dict[socket.socket, int] = {}
-            while len(asked) < count and time.monotonic() - begun < _CONNECT_WITHIN:
+            while len(asked) + counts["closed"] < count and time.monotonic() - begun < _CONNECT_WITHIN:
                 for key, _ in selector.select(_TURN):
                     sock = key.fileobj  # type: ignore[assignment]
                     try:
@@ -162,7 +162,10 @@ def run_stall(address: tuple[str, int], count: int, size: int) -> dict[str, Any]
                     else:
                         asked[sock] = 0
                     selector.unregister(sock)
-                count -= counts["closed"] if not asked else 0
+            for late in [key.fileobj for key in selector.get_map().values()]:
+                selector.unregister(late)
+                late.close()  # type: ignore[union-attr]
+                counts["closed"] += 1
             print("measuring", flush=True)
             while not _input_ended():
                 time.sleep(_TURN)

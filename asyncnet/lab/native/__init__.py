@@ -35,8 +35,7 @@ def native_tool(name: str) -> Path:
         raise FileNotFoundError("no C compiler found: on Debian, apt-get install gcc libc6-dev, or set CC")
     compile_by = [compiler, *command[1:], *_FLAGS]
     version = subprocess.run([compiler, *command[1:], "--version"], capture_output=True, check=False).stdout
-    code = source.read_bytes() + source.with_name("common.h").read_bytes()
-    key = hashlib.sha256(code + version + " ".join((*compile_by, *_LIBRARIES)).encode()).hexdigest()[:16]
+    key = hashlib.sha256(source.read_bytes() + version + " ".join((*compile_by, *_LIBRARIES)).encode()).hexdigest()[:16]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "asyncnet"
     target = cache / f"{name}-{key}"
     if target.exists():
