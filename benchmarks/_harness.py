@@ -22,6 +22,7 @@ import attrs
 
 from asyncnet.lab.environment import environment
 from asyncnet.lab.processes import STEADY_HEAP
+from asyncnet.lab.schedule import LEAD
 
 __all__ = [
     "FOLDER",
@@ -143,6 +144,7 @@ def run_pinned(command: Sequence[str], *, on_measuring: Callable[[], None], core
         assert process.stdout is not None
         if process.stdout.readline() != "measuring\n":
             raise RuntimeError(f"{' '.join(command)} failed")
+        time.sleep(LEAD)
         on_measuring()
         result: dict[str, Any] = json.loads(process.stdout.readline())
         return result

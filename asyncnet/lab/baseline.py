@@ -96,7 +96,7 @@ def _figures(found: Comparison, engine: str, workload: str, metric: str) -> list
 
 def _machine(now: Comparison, then: Comparison, workload: str, metric: str) -> float:
     """By how much the server in C differs, which has not changed: so much is the machine's."""
-    ratio = two_samples(*(_figures(found, CEILING, workload, metric) for found in (now, then)))
+    ratio = two_samples(_figures(now, CEILING, workload, metric), _figures(then, CEILING, workload, metric))
     return 0.0 if ratio is None or ratio.median <= 0 else max(ratio.median, 1 / ratio.median) - 1
 
 

@@ -24,7 +24,7 @@ import attrs
 from asyncnet.descriptors import allow_descriptors
 from asyncnet.lab.histogram import Histogram
 from asyncnet.lab.holding import CONNECT_ERRORS, delayed_seconds, open_connection, run_hold, run_stall
-from asyncnet.lab.schedule import Schedule, WarmUp
+from asyncnet.lab.schedule import LEAD, Schedule, WarmUp
 from asyncnet.lab.transfers import run_transfers
 
 __all__ = ["EchoLoad", "Options", "main", "parse_options"]
@@ -113,7 +113,7 @@ class EchoLoad:
     def run(self, warm_up: float, seconds: float) -> dict[str, Any]:
         """Load the server, and return what a generator prints."""
         warm = WarmUp(self.begun, warm_up, self.options.steady)
-        end = measured_from = 0
+        end = measured_from = announced = 0
         cpu = warmed = delayed = 0.0
         for connection in self.connections:
             if self.mode != "churn" and not self._open(connection):
@@ -126,8 +126,10 @@ class EchoLoad:
         while self.open:
             events = self.selector.select(self._timeout())
             now = time.perf_counter_ns()
-            if not end and warm.is_over(now, self.all_answers):
+            if not announced and warm.is_over(now, self.all_answers):
                 print("measuring", flush=True)
+                announced = now
+            if announced and not end and now >= announced + LEAD * 1e9:
                 self.latency, self.service, self.lag = Histogram(), Histogram(), Histogram()
                 self.counts = dict.fromkeys(self.counts, 0)
                 self.answers = self.schedule.unsent = 0

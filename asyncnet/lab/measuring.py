@@ -147,12 +147,14 @@ def _loaded(
 ) -> Run:
     """Load a server, and tell what a request costs."""
     clients, notes = _clients(engine, workload, settings)
-    taken: list[Cpu | None] = []
+    taken: list[tuple[float, Cpu | None]] = []
     stolen = _stealing()
     with _server(engine, workload, settings) as (server, path):
 
         def take() -> None:
-            taken.append(cpu_of(server.pid))
+            begun = time.monotonic()
+            used = cpu_of(server.pid)
+            taken.append(((begun + time.monotonic()) / 2, used))
 
         with contextlib.ExitStack() as stack:
             if beside is not None:
@@ -165,7 +167,8 @@ def _loaded(
         server.stop()
         status = server.status
         invalid = _invalid(result, workload, stolen)
-    found = run_of_result(engine, workload, number, result, taken[0], taken[1])
+    (begun, before), (ended, after) = taken
+    found = run_of_result(engine, workload, number, result, before, after, ended - begun)
     return attrs.evolve(found, notes=(*notes, *found.notes), invalid=invalid, error=status or found.error)
 
 
@@ -180,9 +183,26 @@ def _invalid(result: Mapping[str, Any], workload: Workload, stolen: Callable[[],
 
 
 def run_of_result(
-    engine: str, workload: Workload, number: int, result: Mapping[str, Any], before: Cpu | None, after: Cpu | None
+    engine: str,
+    workload: Workload,
+    number: int,
+    result: Mapping[str, Any],
+    before: Cpu | None = None,
+    after: Cpu | None = None,
+    between: float = 0.0,
 ) -> Run:
-    """Turn what a generator printed, and the processor time around it, into figures."""
+    """Turn what a generator printed, and the processor time around it, into figures.
+
+    Args:
+        engine, workload, number: of the run.
+        result: what the generator printed.
+        before: what the server had used shortly before the measurement; None where the system does not tell.
+        after: what it had used at its end.
+        between: seconds of load between the two.
+
+    Raises:
+        KeyError: the result is not that of a generator.
+    """
     requests, seconds = int(result["requests"]), float(result["seconds"])
     values = {"requests_per_second": requests / seconds} if requests else {}
     if requests:
@@ -194,7 +214,8 @@ def run_of_result(
         if "bytes" in result:
             values["megabytes_per_second"] = result["bytes"] / seconds / 1e6
     if before is not None and after is not None and requests:
-        user, system = (used / requests for used in after.since(before))
+        share = seconds / between if between > 0 else 1.0  # of that time, what the requests were counted in
+        user, system = (used * share / requests for used in after.since(before))
         values |= {"cpu": user + system, "cpu_user": user, "cpu_system": system}
     failures = sum(int(result.get(key, 0)) for key in ("closed", "refused", "wrong", "lost", "failed", "unsent"))
     error = None if requests else "no request was answered"
@@ -262,7 +283,7 @@ def _idle(engine: str, workload: Workload, number: int, settings: Settings) -> R
             ended = [load.result(30) for load in holds]
         server.stop()
         invalid = _invalid(result, one, stolen)
-    found = run_of_result(engine, one, number, result, None, None)
+    found = run_of_result(engine, one, number, result)
     values = {key: value for key, value in found.values.items() if key in ("p50", "p99", "lag_p99")}
     values["held"] = sum(item["open"] for item in ended)
     values["kernel_memory"] = max(0, kernel) / held

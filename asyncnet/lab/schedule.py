@@ -8,7 +8,10 @@ from typing import Final
 
 import attrs
 
-__all__ = ["MOST_WAITING", "Schedule", "WarmUp"]
+__all__ = ["LEAD", "MOST_WAITING", "Schedule", "WarmUp"]
+
+LEAD: Final = 0.05
+"""Seconds from the line "measuring" to what counts: who reads then what the server has used disturbs the load."""
 
 MOST_WAITING: Final = 1 << 20
 """Requests that may wait for a free connection; more are counted and not sent."""

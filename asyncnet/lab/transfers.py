@@ -14,7 +14,7 @@ import attrs
 from asyncnet.errors import PacketError
 from asyncnet.lab.histogram import Histogram
 from asyncnet.lab.holding import delayed_seconds
-from asyncnet.lab.schedule import Schedule
+from asyncnet.lab.schedule import LEAD, Schedule
 from asyncnet.tftp.packets import Ack, Data, Error, OptionAck, ReadRequest, decode_packet, encode_packet
 
 __all__ = ["run_transfers"]
@@ -118,6 +118,8 @@ def run_transfers(
     counts = dict.fromkeys(("bytes", "done", "failed", "wrong", "resent"), 0)
     free: deque[int] = deque([0] * count if schedule.rate > 0 else [])
     print("measuring", flush=True)
+    time.sleep(LEAD)
+    schedule.next_due = time.perf_counter_ns()
     begun, cpu, delayed = time.perf_counter_ns(), time.process_time(), delayed_seconds()
     end = begun + int((seconds or limit) * 1e9)
     with selectors.DefaultSelector() as selector:

@@ -21,7 +21,7 @@ import pytest
 
 from asyncnet.compat.threads import POOL_SIZE
 from asyncnet.lab import Settings, Verdict, Workload, compare, measuring
-from asyncnet.lab.figures import paired_ratio
+from asyncnet.lab.figures import noise_floor, paired_ratio
 from asyncnet.lab.generator import run_load
 from asyncnet.lab.measuring import measure
 from asyncnet.lab.processes import cpu_of, memory_of, started, tree_of
@@ -241,9 +241,7 @@ def test_real_a_against_a_finds_no_difference_in_19_of_20() -> None:
         base, again, same = (
             {number: rates[number][column] for number in range(block * 5, block * 5 + 5)} for column in range(3)
         )
-        floor = max(again[number] / base[number] for number in base) - 1
-        floor = max(floor, max(base[number] / again[number] for number in base) - 1, 0.02)
-        found = paired_ratio(same, base, floor)
+        found = paired_ratio(same, base, noise_floor(again, base))
         assert found is not None
         verdicts.append(found.verdict)
     assert verdicts.count(Verdict.NO_DIFFERENCE) >= 19

@@ -344,6 +344,9 @@ class Transfers:
         self.steer: Callable[[bytes, Address], bool] | None = None
         self.peers = list(peers)
 
+    def serves(self, data: bytes, peer: Address) -> bool:
+        return peer in self.peers
+
     def pause(self) -> None:
         pass
 

@@ -30,7 +30,8 @@
  * The first eight bytes of a request carry its number, and every byte is compared; the last one is a line feed over TCP.
  * TCP clients have 200 addresses, from 127.0.0.2 on, when the server is on loopback, so that ports do not run out.
  *
- * Standard output: the line "measuring" when the warm-up is over, or all connections are there, then one line of JSON.
+ * Standard output: the line "measuring" LEAD seconds before what counts begins, or when all connections are there, then
+ * one line of JSON.
  * Times are in seconds.
  */
 #define _GNU_SOURCE
@@ -153,7 +154,7 @@ static int take_options(int argc, char **argv, int from) {
 /* The open loop: requests have a time at which they are to be sent, whatever the server does. One that finds every
  * connection busy waits here and keeps its time. */
 #define MOST_WAITING (1u << 20)
-#define SPIN 50000 /* ns before a request is due during which the clock is watched without rest */
+#define SPIN 1000000 /* ns before a request is due during which the clock is watched without rest */
 static uint64_t waiting[MOST_WAITING], first_waiting, past_waiting, next_due, unsent;
 
 static uint64_t gap(void) {
@@ -190,7 +191,7 @@ static int wait_for_events(int epoll, struct epoll_event *events, int most, int 
 /* The warm-up ends after its time or, with steady=WINDOW, as soon as three windows differ by 5 % at most. */
 static uint64_t window_end, window_from, measure_at, measure_end = UINT64_MAX;
 static double rates[3], cpu_before, delayed_before, warmed;
-static uint64_t begun;
+static uint64_t begun, announced_at;
 
 static void begin_warm_up(double seconds) {
     begun = window_from = now_ns();
@@ -201,7 +202,7 @@ static void begin_warm_up(double seconds) {
 
 static int is_warm(uint64_t now, uint64_t answers) {
     static uint64_t before;
-    if (measure_end != UINT64_MAX) return 0;
+    if (announced_at) return 0;
     if (now < measure_at && now >= window_end) {
         memmove(rates, rates + 1, sizeof rates - sizeof *rates);
         rates[2] = (double)(answers - before) / (double)(now - window_from);
@@ -214,9 +215,19 @@ static int is_warm(uint64_t now, uint64_t answers) {
     return now >= measure_at;
 }
 
-static void begin_measuring(double seconds) {
+/* Say that the measurement begins soon: who reads then what the server has used disturbs the load. */
+#define LEAD 0.05
+static void announce(uint64_t now) {
     puts("measuring");
     fflush(stdout);
+    announced_at = now;
+}
+
+static int is_due(uint64_t now) {
+    return announced_at && measure_end == UINT64_MAX && now >= announced_at + (uint64_t)(LEAD * 1e9);
+}
+
+static void begin_measuring(double seconds) {
     memset(&latency, 0, sizeof latency);
     memset(&service, 0, sizeof service);
     memset(&lag, 0, sizeof lag);
@@ -470,7 +481,8 @@ static int run_loop(int count, double warm_up, double seconds) {
         struct epoll_event events[MAX_EVENTS];
         int ready = wait_for_events(epoll_fd, events, MAX_EVENTS, 20);
         uint64_t now = now_ns();
-        if (is_warm(now, all_answers)) {
+        if (is_warm(now, all_answers)) announce(now);
+        if (is_due(now)) {
             begin_measuring(seconds);
             answers = refused = closed_by_server = wrong = lost = late = doubled = 0;
         }
@@ -798,6 +810,9 @@ static int run_tftp(int count, double limit, double seconds) {
     idle = calloc(places, sizeof *idle);
     if (!all || !idle) return fail("memory");
     begin_warm_up(0);
+    announce(now_ns());
+    usleep((useconds_t)(LEAD * 1e6));
+    next_due = now_ns();
     begin_measuring(seconds > 0 ? seconds : limit);
     for (int i = 0; i < count; i++) {
         all[i].over = 1;
