@@ -40,7 +40,7 @@ li{margin:.2rem 0}details{margin:.6rem 0}summary{cursor:pointer}dl{display:grid;
 gap:.1rem 1rem;font-size:.85rem}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 .narrow{display:none}
 @media(max-width:40rem){body{padding:.8rem}.chart{padding:.6rem}.wide{display:none}.narrow{display:block}
-dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}}
+.small{grid-template-columns:1fr 1fr}dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}}
 """
 _PERCENTILES: Final = {"p50": "p50", "p90": "p90", "p99": "p99", "p999": "p99.9"}
 
