@@ -263,12 +263,12 @@ class Server:
         self._guard.enter(host, memory)
         transfer.memory = memory
         transfer.session = session
-        self._count_answer(arrival)
         session.on_over = lambda session: self._over(session, transfer)
         self._sessions.add(session)
         self._call(self._settings.hooks.on_start, request)
         if arrival.listener.single_port:
             arrival.listener.enter(session, arrival)
+            self._count_answer(arrival)
         else:
             self._run(self._open_socket(session, arrival))
 
@@ -280,6 +280,7 @@ class Server:
         try:
             trains = isinstance(session, ReceiveSession) and session.options.window_size > 1
             await attach(session, await self._socket_for(arrival), trains=trains)
+            self._count_answer(arrival)
         except BaseException as exc:
             session.fail(exc)
             if not session.has_begun:  # there is no socket whose end it could wait for
