@@ -129,7 +129,7 @@ class EchoLoad:
             if not announced and warm.is_over(now, self.all_answers):
                 print("measuring", flush=True)
                 announced = now
-            if announced and not end and now >= announced + LEAD * 1e9:
+            if announced and not end and now >= announced + (LEAD * 1e9 if warm_up else 0):
                 self.latency, self.service, self.lag = Histogram(), Histogram(), Histogram()
                 self.counts = dict.fromkeys(self.counts, 0)
                 self.answers = self.schedule.unsent = 0

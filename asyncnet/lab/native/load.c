@@ -30,8 +30,8 @@
  * The first eight bytes of a request carry its number, and every byte is compared; the last one is a line feed over TCP.
  * TCP clients have 200 addresses, from 127.0.0.2 on, when the server is on loopback, so that ports do not run out.
  *
- * Standard output: the line "measuring" LEAD seconds before what counts begins, or when all connections are there, then
- * one line of JSON.
+ * Standard output: the line "measuring", after a warm-up LEAD seconds before what counts begins, or when all connections
+ * are there; then one line of JSON.
  * Times are in seconds.
  */
 #define _GNU_SOURCE
@@ -188,15 +188,18 @@ static int wait_for_events(int epoll, struct epoll_event *events, int most, int 
     return epoll_wait(epoll, events, most, 0);
 }
 
+#define LEAD 0.05
+
 /* The warm-up ends after its time or, with steady=WINDOW, as soon as three windows differ by 5 % at most. */
 static uint64_t window_end, window_from, measure_at, measure_end = UINT64_MAX;
 static double rates[3], cpu_before, delayed_before, warmed;
-static uint64_t begun, announced_at;
+static uint64_t begun, announced_at, lead;
 
 static void begin_warm_up(double seconds) {
     begun = window_from = now_ns();
     next_due = begun;
     measure_at = begun + (uint64_t)(seconds * 1e9);
+    lead = seconds > 0 ? (uint64_t)(LEAD * 1e9) : 0;
     window_end = steady > 0 ? begun + (uint64_t)(steady * 1e9) : UINT64_MAX;
 }
 
@@ -216,7 +219,6 @@ static int is_warm(uint64_t now, uint64_t answers) {
 }
 
 /* Say that the measurement begins soon: who reads then what the server has used disturbs the load. */
-#define LEAD 0.05
 static void announce(uint64_t now) {
     puts("measuring");
     fflush(stdout);
@@ -224,7 +226,7 @@ static void announce(uint64_t now) {
 }
 
 static int is_due(uint64_t now) {
-    return announced_at && measure_end == UINT64_MAX && now >= announced_at + (uint64_t)(LEAD * 1e9);
+    return announced_at && measure_end == UINT64_MAX && now >= announced_at + lead;
 }
 
 static void begin_measuring(double seconds) {
