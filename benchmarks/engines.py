@@ -23,7 +23,7 @@ from typing import Any, Final
 from asyncnet import compat
 from asyncnet.lab.native import native_tool
 from asyncnet.lab.processes import STEADY_HEAP
-from benchmarks._harness import FOLDER, TUNED, Server, by_name, median_of, ratio, rounds_of, run_pinned, save, server
+from benchmarks._harness import TUNED, Server, by_name, median_of, ratio, rounds_of, run_pinned, save, server
 from benchmarks._report import Table, fill_chapters, publish
 
 ON_ASYNCIO: Final = {"asyncio": "start_server on asyncio", "uvloop": "start_server on uvloop",
@@ -60,7 +60,7 @@ def by_hand(engine: str) -> str:
 
 def command_of(name: str) -> list[str]:
     if name.endswith(" by hand"):
-        return [sys.executable, str(FOLDER / "servers" / "by_hand.py"), name.removesuffix(" by hand")]
+        return by_name("by_hand.py", name.removesuffix(" by hand") + TUNED)
     if name.startswith("start_server"):
         return by_name("tcp_echo.py", name + TUNED)
     command = [sys.executable, "-m", "asyncnet", "tcp", "echo", "--bind", "127.0.0.1:0", "--engine", name]

@@ -27,11 +27,13 @@ def pytest_asyncio_loop_factories(
 
 ALONE = {"lab", "netns", "workers"}
 """Folders of tests that need the machine for themselves."""
+NOT_ALONE = {"test_compare.py", "test_figures.py", "test_fleet.py", "test_parts.py"}
+"""Tests in them that measure nothing."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.relative_to(Path(__file__).parent).parts[0] in ALONE:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in ALONE and item.path.name not in NOT_ALONE:
             item.add_marker("alone")
         # Tests of a file stay on one processor, and those with peers, which have fixed ports, all on one.
         item.add_marker(pytest.mark.xdist_group("interop" if "interop" in item.path.parts else str(item.path)))
