@@ -84,7 +84,7 @@ def load(generator: list[str], *arguments: object, stdin: int = subprocess.DEVNU
 @pytest.mark.parametrize("size", [1, 9, 1000, 300_000])
 def test_an_echo_is_counted(generator: list[str], size: int) -> None:
     with tcp_server(echo) as port:
-        result = load(generator, "echo", "127.0.0.1", port, 3, size, 0, 1.0)
+        result = load(generator, "echo", "127.0.0.1", port, 3, size, 0, 0.6)
     assert result["requests"] > 10
     assert result["closed"] == result["wrong"] == 0
     assert 0 < result["p50"] <= result["p99"] <= result["p999"] < 1.0
@@ -100,7 +100,7 @@ def test_every_request_of_the_churn_is_a_connection(generator: list[str]) -> Non
     for end in ("close", "reset"):
         served.clear()
         with tcp_server(serve) as port:
-            result = load(generator, "churn", "127.0.0.1", port, 2, 100, 0, 1.0, end)
+            result = load(generator, "churn", "127.0.0.1", port, 2, 100, 0, 0.6, end)
         assert result["closed"] == result["wrong"] == 0
         assert 0 < result["all_requests"] <= len(served) <= result["all_requests"] + 2
 
@@ -162,7 +162,7 @@ def test_the_echo_server_echoes(generator: list[str]) -> None:
     try:
         assert server.stderr is not None
         port = int(server.stderr.readline().rpartition(":")[2])
-        result = load(generator, "echo", "127.0.0.1", port, 50, 100_000, 0, 1.0)
+        result = load(generator, "echo", "127.0.0.1", port, 50, 100_000, 0, 0.6)
     finally:
         server.kill()
         server.communicate()
@@ -230,7 +230,7 @@ def test_a_low_soft_limit_of_descriptors_is_raised(generator: list[str]) -> None
             assert holder.stdout is not None
             assert holder.stdout.readline() == "measuring\n"
             # The server has accepted them all when it answers one more.
-            result = load([*few, *generator], "echo", server.host, server.port, 1, 64, 0, 1.0)
+            result = load([*few, *generator], "echo", server.host, server.port, 1, 64, 0, 0.6)
             held = json.loads(holder.communicate()[0])
     assert result["requests"] > 0
     assert held["open"] == 200
