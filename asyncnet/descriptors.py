@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from contextlib import suppress
+from typing import Final
 
-__all__ = ["allow_descriptors", "most_descriptors"]
+__all__ = ["EXHAUSTED", "allow_descriptors", "most_descriptors"]
+
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""What the system says when it has nothing left to give."""
 
 
 def allow_descriptors(count: int = sys.maxsize) -> None:

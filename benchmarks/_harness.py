@@ -39,6 +39,7 @@ __all__ = [
     "save",
     "saved",
     "server",
+    "with_steady_heap",
 ]
 
 FOLDER: Final = Path(__file__).parent
@@ -81,7 +82,12 @@ def pin(pid: int, core: int) -> None:
 def by_name(program: str, name: str) -> list[str]:
     """Return the command of a program in ``servers`` that takes the name of a way, which may end in ``TUNED``."""
     command = [sys.executable, str(FOLDER / "servers" / program), name.removesuffix(TUNED)]
-    return ["env", *map("=".join, STEADY_HEAP.items()), *command] if name.endswith(TUNED) else command
+    return with_steady_heap(command) if name.endswith(TUNED) else command
+
+
+def with_steady_heap(command: Sequence[str]) -> list[str]:
+    """Return a command that runs another one with fixed thresholds of the allocator."""
+    return ["env", *map("=".join, STEADY_HEAP.items()), *command]
 
 
 @contextlib.contextmanager

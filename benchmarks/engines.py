@@ -22,8 +22,18 @@ from typing import Any, Final
 
 from asyncnet import compat
 from asyncnet.lab.native import native_tool
-from asyncnet.lab.processes import STEADY_HEAP
-from benchmarks._harness import TUNED, Server, by_name, median_of, ratio, rounds_of, run_pinned, save, server
+from benchmarks._harness import (
+    TUNED,
+    Server,
+    by_name,
+    median_of,
+    ratio,
+    rounds_of,
+    run_pinned,
+    save,
+    server,
+    with_steady_heap,
+)
 from benchmarks._report import Table, fill_chapters, publish
 
 ON_ASYNCIO: Final = {"asyncio": "start_server on asyncio", "uvloop": "start_server on uvloop",
@@ -65,7 +75,7 @@ def command_of(name: str) -> list[str]:
         return by_name("tcp_echo.py", name + TUNED)
     command = [sys.executable, "-m", "asyncnet", "tcp", "echo", "--bind", "127.0.0.1:0", "--engine", name]
     # Otherwise asyncio has two speeds, and which one is chance.
-    return ["env", *map("=".join, STEADY_HEAP.items()), *command]
+    return with_steady_heap(command)
 
 
 def cpu_of_tree(pid: int) -> float:

@@ -11,7 +11,7 @@ PACKAGE = Path(asyncnet.__file__).parent
 
 # One line is one layer; modules on one line do not import each other.
 LAYERS = """
-asyncnet.errors asyncnet.perloop asyncnet.arguments asyncnet.descriptors
+asyncnet.errors asyncnet.perloop asyncnet.arguments asyncnet.descriptors asyncnet.forks
 asyncnet.netlink asyncnet.opening asyncnet.wakeup asyncnet.poller asyncnet.metrics
 asyncnet.addresses
 asyncnet.resolver asyncnet.activation asyncnet.privileges

@@ -46,7 +46,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "compare",
         help="measure one handler on every engine",
         description="Measure one handler on every engine: CPU per request, latency, memory, with intervals. Everything "
-        "takes about 50 minutes over TCP, half an hour over UDP, and ten minutes over TFTP; --quick takes one. "
+        "takes about an hour over TCP, half an hour over UDP, and ten minutes over TFTP; --quick takes one. "
         "A terminal shows the time left.",
     )
     parser.add_argument("--engines", metavar="A,B", help="names, separated by commas (default: every one available)")

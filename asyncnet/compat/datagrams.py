@@ -18,10 +18,11 @@ import attrs
 from asyncnet import udp
 from asyncnet.addresses import Address, explain, format_address
 from asyncnet.compat.elsewhere import call_elsewhere
-from asyncnet.compat.serving import EXHAUSTED, Job, Stats
+from asyncnet.compat.serving import Job, Stats
 from asyncnet.compat.tasks import Driver, bounded
 from asyncnet.compat.traps import YIELD, Trap, current_driver, sleep, trap
 from asyncnet.compat.writing import TURNS
+from asyncnet.descriptors import EXHAUSTED
 from asyncnet.errors import ClosedError
 from asyncnet.resolver import resolve
 from asyncnet.udp.create import attach

@@ -17,7 +17,6 @@ import os
 import selectors
 import signal
 import socket
-import sys
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from selectors import EVENT_READ
@@ -30,6 +29,7 @@ from asyncnet.compat.kernel import Kernel
 from asyncnet.compat.serving import CANCEL_WAIT, PAUSE, Job, Server, Service, Stats
 from asyncnet.compat.tasks import Spawned
 from asyncnet.compat.traps import HasFileno, sleep, wait_readable
+from asyncnet.forks import flush_streams
 
 __all__ = ["MAX_PROCESSES", "MAX_SPARE", "MIN_SPARE", "PreforkServer", "ProcessServer"]
 
@@ -109,8 +109,7 @@ class _ForkingServer(Server):
         """
         ours, theirs = socket.socketpair()
         try:
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()  # or what is in their buffers would come twice
+            flush_streams()  # or what is in their buffers would come twice
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             try:
                 pid = os.fork()
@@ -163,8 +162,7 @@ class _ForkingServer(Server):
             logger.error("a process failed: %s", exc, exc_info=exc)
         finally:
             try:
-                for stream in (sys.stdout, sys.stderr):
-                    stream.flush()
+                flush_streams()
             finally:  # a cancellation may come even now, and a copy of the parent must not go on
                 os._exit(status)
 

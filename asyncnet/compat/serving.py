@@ -8,7 +8,6 @@ handler, before the server runs as well as after.
 
 from __future__ import annotations
 
-import errno
 import signal
 import socket
 import threading
@@ -23,7 +22,7 @@ from asyncnet.compat.tasks import Driver
 from asyncnet.compat.traps import wait_readable
 from asyncnet.errors import ClosedError
 
-__all__ = ["CANCEL_WAIT", "EXHAUSTED", "FULL_PAUSE", "PAUSE", "STOP", "Job", "Server", "Service", "Stats"]
+__all__ = ["CANCEL_WAIT", "FULL_PAUSE", "PAUSE", "STOP", "Job", "Server", "Service", "Stats"]
 
 PAUSE: Final = 0.1
 """Seconds without accepting after the system or the engine ran out of something; connections wait in the backlog."""
@@ -31,8 +30,6 @@ CANCEL_WAIT: Final = 1.0
 """Seconds that a cancelled handler has to end."""
 FULL_PAUSE: Final = 0.005
 """Seconds until an engine that takes no more is asked again."""
-EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""What the system says when it has nothing left to give."""
 STOP: Final = b"\0"
 """What stops a server; no signal has this number."""
 

@@ -53,7 +53,7 @@ def nice_top(value: float) -> float:
 
 
 def bars(rows: Sequence[Bar], unit: str, description: str, width: int = WIDE) -> str:
-    """Return horizontal bars, longest scale first, with whiskers where there is an interval."""
+    """Return horizontal bars in the order of the rows, with whiskers where there is an interval; `width` in pixels."""
     most = max([sum(row.parts) for row in rows] + [row.interval.high for row in rows if row.interval], default=0.0)
     top = nice_top(most)
     scale = (width - _LABEL - _VALUE) / top

@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, Self
 import attrs
 
 from asyncnet.addresses import Address, format_address
+from asyncnet.descriptors import EXHAUSTED
 from asyncnet.errors import LocalError, PacketError, RemoteError
 from asyncnet.tftp.answering import discard, open_for, session_for
 from asyncnet.tftp.guard import Guard
@@ -59,7 +60,6 @@ _UNHEARD_SECONDS: Final = 15.0
 """Seconds after the last of them until it is sent some more; as long as a transfer waits that is not answered."""
 _MAX_UNHEARD: Final = 4096
 """Addresses that are remembered for it; beyond it the one sent to longest ago is forgotten."""
-_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @attrs.frozen
@@ -293,7 +293,7 @@ class Server:
             try:
                 return transfer_socket(arrival, self._settings.ports)
             except OSError as exc:
-                if exc.errno not in (errno.EADDRINUSE, *_EXHAUSTED) or not self._dallying:
+                if exc.errno not in (errno.EADDRINUSE, *EXHAUSTED) or not self._dallying:
                     raise
             oldest = self._dallying.popleft()  # a transfer that begins needs the port more
             oldest.close()
@@ -304,7 +304,7 @@ class Server:
         if self._transfers.get(arrival.key) is not transfer:
             return
         self._forget(transfer)
-        if isinstance(exc, OSError) and exc.errno in _EXHAUSTED:  # the client asks again, and does not give up
+        if isinstance(exc, OSError) and exc.errno in EXHAUSTED:  # the client asks again, and does not give up
             self._stats.dropped += 1
             self._stats.requests -= 1
             logger.warning("%s %r: no answer: %s", format_address(arrival.peer), request.name, exc.strerror)

@@ -7,7 +7,6 @@ each connection, of 8 KiB at most, within 5 seconds, on 32 connections at a time
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import selectors
@@ -18,6 +17,7 @@ from typing import Final
 
 import attrs
 
+from asyncnet.descriptors import EXHAUSTED
 from asyncnet.tcp.listeners import SocketOptions, open_listeners, open_unix
 from asyncnet.workers.report import Report
 
@@ -28,7 +28,6 @@ _LONGEST_REQUEST: Final = 8192
 _PATIENCE: Final = 5.0
 _REST: Final = 1.0
 """Seconds without visitors when the system has no descriptor for one: the listener would be readable all the time."""
-_EXHAUSTED: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 @attrs.define(eq=False)
@@ -124,7 +123,7 @@ class Admin:
         try:
             sock, _ = listener.accept()
         except OSError as exc:  # the visitor is gone, or there is no descriptor: it may try again
-            if exc.errno in _EXHAUSTED and self._rests_until is None:
+            if exc.errno in EXHAUSTED and self._rests_until is None:
                 self._rests_until = time.monotonic() + _REST
                 assert self._selector is not None
                 for each in self.listeners:

@@ -7,7 +7,6 @@ are dumped by faulthandler, which needs no turn of the interpreter.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ctypes
 import faulthandler
 import importlib
@@ -24,6 +23,7 @@ from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import attrs
 
+from asyncnet.forks import flush_streams
 from asyncnet.loops import run
 from asyncnet.opening import AsyncClosable, Opening
 from asyncnet.workers.board import Board, Row
@@ -37,7 +37,6 @@ __all__ = [
     "become_worker",
     "die_with_parent",
     "do_nothing",
-    "flush_streams",
     "live",
     "load",
     "reap_all",
@@ -250,13 +249,6 @@ def die_with_parent(parent: int) -> None:
 
 def do_nothing(number: int, frame: Any) -> None:
     """Let a signal be heard through a socket alone, or not at all."""
-
-
-def flush_streams() -> None:
-    """Write out what has been printed, as far as somebody takes it: a log whose reader is gone must end nobody."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # a full disk, a closed stream, none
-            stream.flush()
 
 
 def send_signal(pid: int, number: int) -> None:

@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from asyncnet.forks import flush_streams
 from asyncnet.workers import fleet as fleets
 from asyncnet.workers.admin import Admin
 from asyncnet.workers.binding import Sockets, open_own_listeners
 from asyncnet.workers.board import Board
-from asyncnet.workers.child import DUMP_SIGNAL, Worker, become_worker, do_nothing, flush_streams, reap_all, send_signal
+from asyncnet.workers.child import DUMP_SIGNAL, Worker, become_worker, do_nothing, reap_all, send_signal
 from asyncnet.workers.fleet import Drain, Dump, Fleet, Hurry, Kill, Member, Phase, Spawn, State
 from asyncnet.workers.line import Line
 from asyncnet.workers.pidfile import PidFile

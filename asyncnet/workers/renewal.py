@@ -21,10 +21,11 @@ from typing import Any, Final, NoReturn
 
 import attrs
 
+from asyncnet.forks import flush_streams
 from asyncnet.workers.admin import Admin
 from asyncnet.workers.binding import Sockets
 from asyncnet.workers.board import Board
-from asyncnet.workers.child import die_with_parent, flush_streams
+from asyncnet.workers.child import die_with_parent
 from asyncnet.workers.fleet import Member, Phase, State
 from asyncnet.workers.line import Line
 from asyncnet.workers.master import Master

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -142,3 +143,18 @@ def test_who_is_connected_when_the_server_stops_is_served(engine: str) -> None:
         with client:
             assert receive_all(client) == b"hello"
     assert server.stats.accepted == len(clients)
+
+
+@of_processes
+def test_a_log_that_nobody_reads_ends_no_service(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unread(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Unread())
+    server = compat.create_server(answer, ("127.0.0.1", 0), engine=engine, grace=10)
+    with socket.create_connection(server.address[:2], timeout=10) as client:
+        client.sendall(b"hello")
+        server.stop()
+        server.run()
+        assert receive_all(client) == b"hello"

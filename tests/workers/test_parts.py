@@ -25,12 +25,12 @@ import pytest
 from asyncnet import workers
 from asyncnet.addresses import Address
 from asyncnet.errors import AddressError
+from asyncnet.forks import flush_streams
 from asyncnet.workers import binding
 from asyncnet.workers import master as masters
 from asyncnet.workers.admin import Admin
 from asyncnet.workers.binding import Bind, Kind, Sharing, open_sockets
 from asyncnet.workers.board import Board
-from asyncnet.workers.child import flush_streams
 from asyncnet.workers.fleet import Drain, Fleet, State
 from asyncnet.workers.handover import Inbox
 from asyncnet.workers.line import Line
