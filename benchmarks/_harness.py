@@ -12,15 +12,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Final
 
 import attrs
 
-from asyncnet.lab.environment import environment
+from asyncnet.lab.native import native_tool
 from asyncnet.lab.processes import STEADY_HEAP
 from asyncnet.lab.schedule import LEAD
 
@@ -29,15 +28,16 @@ __all__ = [
     "TUNED",
     "Server",
     "by_name",
+    "compared",
+    "load",
     "median_of",
+    "names_in",
     "pin",
     "ratio",
     "ratio_of",
     "rounds_of",
     "run_pinned",
     "running",
-    "save",
-    "saved",
     "server",
     "with_steady_heap",
 ]
@@ -159,6 +159,25 @@ def run_pinned(command: Sequence[str], *, on_measuring: Callable[[], None], core
         process.communicate()
 
 
+def load(target: Server, mode: str, *arguments: object) -> dict[str, Any]:
+    """Load a server with the generator in C, and tell what a request cost it.
+
+    Args:
+        target: a server that listens.
+        mode: of load.c, which also says what the arguments are.
+        arguments: those after host and port.
+    """
+    command = [str(native_tool("load")), mode, target.host, str(target.port), *map(str, arguments)]
+    before: list[float] = []
+    result = run_pinned(command, on_measuring=lambda: before.append(target.cpu_seconds()))
+    used = target.cpu_seconds() - before[0]
+    return result | {
+        "rate": result["requests"] / result["seconds"],
+        "cpu": used / max(1, result["requests"]),
+        "load_busy": result["cpu_seconds"] / result["seconds"],
+    }
+
+
 def rounds_of(names: Sequence[str], rounds: int, measure: Callable[[str], dict[str, Any]]) -> list[dict[str, Any]]:
     """Measure everything once a round, in a new random order each time.
 
@@ -195,6 +214,12 @@ def _stolen_seconds() -> float:
     return int(fields[8]) / os.sysconf("SC_CLK_TCK")
 
 
+def names_in(runs: Sequence[dict[str, Any]], order: Iterable[str]) -> list[str]:
+    """Return the names that were measured, in an order."""
+    found = {run["name"] for run in runs}
+    return [name for name in order if name in found]
+
+
 def median_of(runs: Sequence[dict[str, Any]], name: str, key: str) -> float:
     """Return the median of one figure over the rounds."""
     return float(statistics.median(run[key] for run in runs if run["name"] == name))
@@ -202,37 +227,28 @@ def median_of(runs: Sequence[dict[str, Any]], name: str, key: str) -> float:
 
 def ratio(runs: Sequence[dict[str, Any]], name: str, base: str, key: str) -> float:
     """Return the median of the ratios of one figure to that of `base` in the same round."""
+    return float(statistics.median(_ratios(runs, name, base, key)))
+
+
+def compared(
+    runs: Sequence[dict[str, Any]], name: str, base: str, key: str, *, digits: int = 2, spread: bool = True
+) -> str:
+    """Return `ratio`, and what it was in the rounds, from the least to the most; ``"-"`` without runs of `base`."""
+    if not (found := _ratios(runs, name, base, key)):
+        return "-"
+    text = f"{statistics.median(found):.{digits}f}"
+    return f"{text} ({min(found):.{digits}f}-{max(found):.{digits}f})" if spread and name != base else text
+
+
+def _ratios(runs: Sequence[dict[str, Any]], name: str, base: str, key: str) -> list[float]:
     per_round = {(run["name"], run["round"]): run[key] for run in runs}
-    return float(
-        statistics.median(
-            value / per_round[base, number] for (found, number), value in per_round.items() if found == name
-        )
-    )
+    return [
+        value / per_round[base, number]
+        for (found, number), value in per_round.items()
+        if found == name and (base, number) in per_round
+    ]
 
 
 def ratio_of(runs: Sequence[dict[str, Any]], name: str, key: str, base: str) -> float:
     """Return the median of the ratios of one figure to another of the same run."""
     return float(statistics.median(run[key] / run[base] for run in runs if run["name"] == name))
-
-
-def saved(name: str) -> dict[str, Any]:
-    """Return the tables that were saved last under a name; none when there are no results."""
-    path = FOLDER / "results" / f"{name}.json"
-    tables: dict[str, Any] = json.loads(path.read_text())["tables"] if path.exists() else {}
-    return tables
-
-
-def _peers() -> dict[str, str]:
-    """Return the versions of what the package is held against, as far as it is from Python."""
-    lines = (FOLDER / "requirements.txt").read_text().splitlines()
-    return {name: version(name) for line in lines for name in [line.partition("==")[0]] if not line.startswith("#")}
-
-
-def save(name: str, tables: dict[str, Any]) -> None:
-    """Write the runs with the machine they ran on to ``results/NAME.json``."""
-    (FOLDER / "results").mkdir(exist_ok=True)
-    where = json.dumps(environment() | {"peers": _peers()}, indent=1)
-    runs = {title: ",\n".join(map(json.dumps, found)) for title, found in tables.items()}  # a line for each
-    listed = ",\n".join(f"{json.dumps(title)}: [\n{lines}\n]" for title, lines in runs.items())
-    text = f'{{"environment": {where},\n"saved": {time.time()},\n"tables": {{\n{listed}\n}}}}\n'
-    (FOLDER / "results" / f"{name}.json").write_text(text)

@@ -10,31 +10,30 @@ by the kernel's accounting, during the measurement only. Each round measures eve
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 import textwrap
 import threading
 import time
-from functools import partial
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Final
 
 from asyncnet import compat
 from asyncnet.lab.native import native_tool
+from asyncnet.lab.processes import cpu_of
+from benchmarks._command import Benchmark, Part, Runs
 from benchmarks._harness import (
     TUNED,
     Server,
     by_name,
+    compared,
     median_of,
+    names_in,
     ratio,
-    rounds_of,
     run_pinned,
-    save,
     server,
     with_steady_heap,
 )
-from benchmarks._report import Table, fill_chapters, publish
+from benchmarks._report import Table, fill_chapters
 
 ON_ASYNCIO: Final = {"asyncio": "start_server on asyncio", "uvloop": "start_server on uvloop",
                      "asyncnet": "start_server on uvloop"}  # fmt: skip
@@ -60,7 +59,7 @@ ATTEMPTS: Final = 5
 WIDTH: Final = 120
 """Columns of the documentation."""
 PRICE: Final = "price"
-"""The name of the table in docs/models."""
+"""The name of what is measured, and of its table in docs/models."""
 
 
 def by_hand(engine: str) -> str:
@@ -78,39 +77,15 @@ def command_of(name: str) -> list[str]:
     return with_steady_heap(command)
 
 
-def cpu_of_tree(pid: int) -> float:
-    """Return the processor time in seconds of a process and its children, with all that have ended (proc(5)).
-
-    Of those that run, the kernel tells nanoseconds: in ticks of 10 ms, hundreds of children that work little are lost.
-    """
-    own = 0.0
-    try:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            own += int((task / "schedstat").read_text().split()[0]) / 1e9
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:  # it has ended since it was listed, and its parent has its time
-        return 0.0
-    ended = sum(map(int, fields[13:15])) / os.sysconf("SC_CLK_TCK")
-    return own + ended + sum(map(cpu_of_tree, children_of(pid)))
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the processes that the main thread of a process has forked."""
-    try:
-        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-    except OSError:
-        return []
-
-
 def measure(name: str, *, seconds: float) -> dict[str, Any]:
     with server(command_of(name)) as target:
-        return load(target, seconds)
+        return load_tree(target, seconds)
 
 
-def load(
+def load_tree(
     target: Server, seconds: float, *, connections: int = CONNECTIONS, size: int = SIZE, warm_up: float = WARM_UP
 ) -> dict[str, Any]:
-    """Load a server, and tell what a request cost it.
+    """Load a server, and tell what a request cost it and its children.
 
     Args:
         target: the server.
@@ -135,7 +110,8 @@ def _load_once(target: Server, command: list[str], seconds: float) -> tuple[dict
     samples: list[tuple[float, float]] = []
 
     def sample() -> None:
-        used = cpu_of_tree(target.pid)
+        found = cpu_of(target.pid)
+        used = found.total if found else 0.0
         samples.append((time.monotonic(), used))  # after the look, which may be the one that is late
 
     last = threading.Timer(seconds, sample)
@@ -155,31 +131,14 @@ def _load_once(target: Server, command: list[str], seconds: float) -> tuple[dict
     return result | {"rate": rate, "cpu": (after - before) / (ended - began) / rate if rate else 0.0}, ended < over
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, save the runs, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="length of each measurement (default: 2)")
-    parser.add_argument("--only", help="engines, with commas between them; prints, and saves nothing")
-    arguments = parser.parse_args(argv)
-    here = [name for name, engine in compat.ENGINES.items() if engine.unavailable() is None]
-    wanted = [name for name in here if not arguments.only or name in arguments.only.split(",")]
-    names = list(dict.fromkeys(name for engine in wanted for name in (engine, by_hand(engine))))
-    runs = rounds_of(names, arguments.rounds, partial(measure, seconds=arguments.seconds))
-    table = price_table(wanted, runs)
-    if arguments.only:
-        print(table)
-        return 0
-    save("engines", {"price": runs})
-    publish("engines", str(table))
-    fill_chapters("engine", {name: price_sentence(name, runs) for name in wanted})
-    fill_chapters("claim", {PRICE: str(summary_table(wanted, runs))})
-    return 0
+def engines_in(runs: Runs) -> list[str]:
+    """Return the engines that were measured."""
+    return names_in(runs, compat.ENGINES)
 
 
-def price_table(engines: list[str], runs: list[dict[str, Any]]) -> Table:
+def price_table(runs: Runs) -> Table:
     rows = []
-    for name in engines:
+    for name in engines_in(runs):
         base = by_hand(name)
         failed = sum(run["closed"] + run["wrong"] for run in runs if run["name"] == name)
         rows.append(
@@ -188,7 +147,7 @@ def price_table(engines: list[str], runs: list[dict[str, Any]]) -> Table:
                 base,
                 f"{median_of(runs, name, 'cpu') * 1e6:.1f}",
                 f"{median_of(runs, base, 'cpu') * 1e6:.1f}",
-                f"{ratio(runs, name, base, 'cpu'):.2f}",
+                compared(runs, name, base, "cpu"),
                 f"{median_of(runs, name, 'rate'):,.0f}",
                 f"{median_of(runs, base, 'rate'):,.0f}",
                 f"{median_of(runs, name, 'p99') * 1e6:.0f}",
@@ -201,7 +160,7 @@ def price_table(engines: list[str], runs: list[dict[str, Any]]) -> Table:
     return Table(title, heads, rows)
 
 
-def price_sentence(name: str, runs: list[dict[str, Any]]) -> str:
+def price_sentence(name: str, runs: Runs) -> str:
     """Say what an engine costs beside its form by hand."""
     base = by_hand(name)
     cpu, its = median_of(runs, name, "cpu") * 1e6, median_of(runs, base, "cpu") * 1e6
@@ -214,7 +173,7 @@ def price_sentence(name: str, runs: list[dict[str, Any]]) -> str:
     return textwrap.fill(sentence, WIDTH, break_on_hyphens=False)
 
 
-def summary_table(engines: list[str], runs: list[dict[str, Any]]) -> Table:
+def summary_table(runs: Runs) -> Table:
     """Set the engines side by side, the cheapest first."""
     rows = [
         [
@@ -224,11 +183,32 @@ def summary_table(engines: list[str], runs: list[dict[str, Any]]) -> Table:
             f"{median_of(runs, name, 'rate'):,.0f}",
             f"{median_of(runs, name, 'p99') * 1e3:.1f}",
         ]
-        for name in sorted(engines, key=lambda name: median_of(runs, name, "cpu"))
+        for name in sorted(engines_in(runs), key=lambda name: median_of(runs, name, "cpu"))
     ]
     title = f"Echo, {CONNECTIONS} connections, {SIZE} bytes"
     return Table(title, ["engine", "CPU µs for a request", "÷ by hand", "requests/s", "p99 ms"], rows)
 
 
+def fill_models(parts: Mapping[str, Runs]) -> None:
+    """Put the prices into docs/models."""
+    runs = parts[PRICE]
+    fill_chapters("engine", {name: price_sentence(name, runs) for name in engines_in(runs)})
+    fill_chapters("claim", {PRICE: str(summary_table(runs))})
+
+
+BENCHMARK: Final = Benchmark(
+    "engines",
+    {
+        PRICE: Part(
+            [name for name, engine in compat.ENGINES.items() if not engine.unavailable()],
+            measure,
+            price_table,
+            beside=by_hand,
+        )
+    },
+    seconds=2.0,
+    also_publish=fill_models,
+)
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main(__doc__))

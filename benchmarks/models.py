@@ -12,19 +12,19 @@ processes are for. Memory is the proportional share (PSS) of the server and its 
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
-from benchmarks._harness import FOLDER, median_of, pin, ratio, ratio_of, rounds_of, save, saved, server
-from benchmarks._report import Table, fill_chapters, publish
-from benchmarks.engines import SIZE, children_of, command_of, load
+from asyncnet.lab.processes import memory_of, tree_of
+from benchmarks._command import Benchmark, Part, Runs
+from benchmarks._harness import FOLDER, compared, median_of, names_in, pin, ratio_of, server
+from benchmarks._report import Table, fill_chapters
+from benchmarks.engines import SIZE, command_of, load_tree
 from benchmarks.tcp import held
 
 CLIENTS: Final = (10, 100, 250)
@@ -61,25 +61,15 @@ def handlers(engine: str, work: str) -> list[str]:
     return [sys.executable, str(FOLDER / "servers" / "handlers.py"), engine, work]
 
 
-def memory_of_tree(pid: int) -> dict[str, Any]:
-    """Return MiB of proportional memory of a process and its children, and how many children there are."""
-    children = children_of(pid)
-    memory = sum(memory_of_tree(child)["memory"] for child in children) + _share_of(pid)
-    return {"memory": memory, "children": len(children)}
-
-
-def _share_of(pid: int) -> float:
-    try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:  # it has ended since it was listed
-        return 0.0
-    return int(rollup.partition("\nPss:")[2].split()[0]) / 1024 if "\nPss:" in rollup else 0.0
+def children_of(pid: int) -> int:
+    """Return how many processes descend from one."""
+    return len(tree_of(pid)) - 1
 
 
 def wait_for_children(pid: int, enough: Callable[[int], bool]) -> None:
     """Wait until a server has as many children as it should, but not for ever: the table tells how many there were."""
     give_up = time.monotonic() + 2 * FORKING
-    while not enough(len(children_of(pid))) and time.monotonic() < give_up:
+    while not enough(children_of(pid)) and time.monotonic() < give_up:
         time.sleep(0.1)
 
 
@@ -87,15 +77,15 @@ def measure_clients(name: str, *, seconds: float) -> dict[str, Any]:
     """Load a server, and weigh it while it has as many connections that do nothing."""
     engine, count = name.split()
     with server(command_of(engine)) as target:
-        run = load(target, seconds, connections=int(count), warm_up=FORKING)
+        run = load_tree(target, seconds, connections=int(count), warm_up=FORKING)
         if engine == "process":
             wait_for_children(target.pid, lambda number: number == 0)
         with held(target, int(count)):
             if engine in FORKERS:
                 wait_for_children(target.pid, lambda number: number >= int(count))
             time.sleep(SETTLING)
-            weight = memory_of_tree(target.pid)
-    return run | weight
+            weight, children = memory_of(target.pid) or 0, children_of(target.pid)
+    return run | {"memory": weight / (1 << 20), "children": children}
 
 
 def measure_idle(name: str, *, seconds: float) -> dict[str, Any]:
@@ -103,7 +93,7 @@ def measure_idle(name: str, *, seconds: float) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     with server(command_of(name)) as target:
         for count in IDLE:
-            busy = partial(load, target, seconds, connections=BUSY, warm_up=0.5)
+            busy = partial(load_tree, target, seconds, connections=BUSY, warm_up=0.5)
             if count:
                 with held(target, count) as fate:
                     run = busy()
@@ -120,7 +110,7 @@ def measure_limit(name: str, *, seconds: float) -> dict[str, Any]:
     with server(handlers(name, "echo")) as target:
         with held(target, TOO_MANY) as fate:
             time.sleep(SETTLING)
-        after = load(target, seconds, connections=BUSY, warm_up=0.5)
+        after = load_tree(target, seconds, connections=BUSY, warm_up=0.5)
     counted = json.loads(next(line for line in target.log if line.startswith("stats ")).removeprefix("stats "))
     lines = sum("refused so far" in line for line in target.log)
     result: dict[str, Any] = fate | {
@@ -144,35 +134,34 @@ def measure_switch(name: str, *, seconds: float) -> dict[str, Any]:
 def measure_work(name: str, *, seconds: float) -> dict[str, Any]:
     engine, work = name.split()
     with server(handlers(engine, work), core=None) as target:
-        return load(target, seconds, connections=WORKERS, size=100, warm_up=1.0)
+        return load_tree(target, seconds, connections=WORKERS, size=100, warm_up=1.0)
 
 
-def clients_table(runs: list[dict[str, Any]]) -> Table:
+def clients_table(runs: Runs) -> Table:
     rows = []
-    for engine in ON_CLIENTS:
-        for count in CLIENTS:
-            name = f"{engine} {count}"
-            failed = sum(run["closed"] + run["wrong"] for run in runs if run["name"] == name)
-            rows.append(
-                [
-                    engine,
-                    f"{count}",
-                    f"{median_of(runs, name, 'rate'):,.0f}",
-                    f"{median_of(runs, name, 'cpu') * 1e6:.1f}",
-                    f"{ratio(runs, name, f'epoll {count}', 'cpu'):.2f}",
-                    f"{median_of(runs, name, 'p99') * 1e3:.1f}",
-                    f"{median_of(runs, name, 'memory'):,.0f}",
-                    f"{median_of(runs, name, 'children'):.0f}",
-                    str(failed),
-                ]
-            )
+    for name in names_in(runs, _pairs(ON_CLIENTS, CLIENTS)):
+        engine, count = name.split()
+        failed = sum(run["closed"] + run["wrong"] for run in runs if run["name"] == name)
+        rows.append(
+            [
+                engine,
+                count,
+                f"{median_of(runs, name, 'rate'):,.0f}",
+                f"{median_of(runs, name, 'cpu') * 1e6:.1f}",
+                compared(runs, name, f"epoll {count}", "cpu"),
+                f"{median_of(runs, name, 'p99') * 1e3:.1f}",
+                f"{median_of(runs, name, 'memory'):,.0f}",
+                f"{median_of(runs, name, 'children'):.0f}",
+                str(failed),
+            ]
+        )
     heads = ["engine", "connections", "requests/s", "CPU µs", "÷ epoll", "p99 ms", "MiB", "processes", "failed"]
     return Table(f"The number of clients: echo, {SIZE} bytes", heads, rows)
 
 
-def idle_table(runs: list[dict[str, Any]]) -> Table:
+def idle_table(runs: Runs) -> Table:
     rows = []
-    for name in ON_IDLE:
+    for name in names_in(runs, ON_IDLE):
         row = [name, *(f"{median_of(runs, name, f'cpu{count}') * 1e6:.1f}" for count in IDLE)]
         row += [f"{ratio_of(runs, name, f'cpu{count}', 'cpu0'):.2f}" for count in IDLE[1:]]
         row += [f"{median_of(runs, name, f'rate{count}'):,.0f}" for count in (IDLE[0], IDLE[-1])]
@@ -184,29 +173,29 @@ def idle_table(runs: list[dict[str, Any]]) -> Table:
     return Table(f"{BUSY} busy connections beside idle ones: echo, {SIZE} bytes", heads, rows)
 
 
-def limit_table(runs: list[dict[str, Any]]) -> Table:
+def limit_table(runs: Runs) -> Table:
     keys = ("open", "closed", "counted", "lines", "failed_after")
-    rows = [[name, *(f"{median_of(runs, name, key):,.0f}" for key in keys)] for name in ON_LIMIT]
+    rows = [[name, *(f"{median_of(runs, name, key):,.0f}" for key in keys)] for name in names_in(runs, ON_LIMIT)]
     heads = ["engine", "stay open", "closed at once", "counted as refused", "lines in the log", "failed afterwards"]
     return Table(f"{TOO_MANY:,} connections at a time", heads, rows)
 
 
-def switch_table(runs: list[dict[str, Any]]) -> Table:
+def switch_table(runs: Runs) -> Table:
     rows = [
-        [name, f"{median_of(runs, name, 'ns'):,.0f}", f"{ratio(runs, name, THREADS, 'ns'):.3f}"]
-        for name in sorted(SWITCHES, key=lambda name: median_of(runs, name, "ns"), reverse=True)
+        [name, f"{median_of(runs, name, 'ns'):,.0f}", compared(runs, name, THREADS, "ns", digits=3)]
+        for name in sorted(names_in(runs, SWITCHES), key=lambda name: median_of(runs, name, "ns"), reverse=True)
     ]
     return Table("Two that take turns, on one core", ["way", "ns for a switch", f"÷ {THREADS}"], rows)
 
 
-def work_table(runs: list[dict[str, Any]]) -> Table:
+def work_table(runs: Runs) -> Table:
     rows = []
     for engine in ON_WORK:
         row = [engine]
-        for work in WORKS:
-            name = f"{engine} {work}"
+        for name in names_in(runs, _pairs([engine], WORKS)):
             row += [f"{median_of(runs, name, 'rate'):,.0f}", f"{median_of(runs, name, 'p99') * 1e3:.1f}"]
-        rows.append(row)
+        if len(row) == 1 + 2 * len(WORKS):  # otherwise a look at some alone
+            rows.append(row)
     heads = ["engine", "5 ms of waiting, requests/s", "p99 ms", "5 ms of computing, requests/s", "p99 ms"]
     return Table(f"What a handler does: {WORKERS} clients, a server on two cores", heads, rows)
 
@@ -215,38 +204,22 @@ def _pairs(first: Sequence[str], second: Sequence[object]) -> tuple[str, ...]:
     return tuple(f"{one} {other}" for one in first for other in second)
 
 
-Measure = Callable[..., dict[str, Any]]
-Part = tuple[Sequence[str], Measure, Callable[[list[dict[str, Any]]], Table]]
-
-PARTS: Final[dict[str, Part]] = {
-    "clients": (_pairs(ON_CLIENTS, CLIENTS), measure_clients, clients_table),
-    "idle": (ON_IDLE, measure_idle, idle_table),
-    "limit": (ON_LIMIT, measure_limit, limit_table),
-    "switch": (SWITCHES, measure_switch, switch_table),
-    "work": (_pairs(ON_WORK, WORKS), measure_work, work_table),
+PARTS: Final = {
+    "clients": Part(_pairs(ON_CLIENTS, CLIENTS), measure_clients, clients_table),
+    "idle": Part(ON_IDLE, measure_idle, idle_table),
+    "limit": Part(ON_LIMIT, measure_limit, limit_table),
+    "switch": Part(SWITCHES, measure_switch, switch_table),
+    "work": Part(_pairs(ON_WORK, WORKS), measure_work, work_table),
 }
-"""The claims: what is measured for each, how, and the table of it."""
+"""The claims."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, save the runs, print the tables, and put them into the chapters."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.5, help="length of each measurement (default: 1.5)")
-    parser.add_argument("--part", choices=tuple(PARTS), help="measure one claim alone; the others stay")
-    arguments = parser.parse_args(argv)
-    parts = {}
-    for part, (names, measure, _) in PARTS.items():
-        if arguments.part in (None, part):
-            parts[part] = rounds_of(names, arguments.rounds, partial(measure, seconds=arguments.seconds))
-    known = saved("models") | parts
-    parts = {part: known[part] for part in PARTS if part in known}
-    save("models", parts)
-    tables = {part: str(PARTS[part][2](runs)) for part, runs in parts.items()}
-    publish("models", "\n\n".join(tables.values()))
-    fill_chapters("claim", tables)
-    return 0
+def fill_models(parts: Mapping[str, Runs]) -> None:
+    """Put the tables into docs/models."""
+    fill_chapters("claim", {part: str(PARTS[part].table(runs)) for part, runs in parts.items()})
 
+
+BENCHMARK: Final = Benchmark("models", PARTS, also_publish=fill_models)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main(__doc__))

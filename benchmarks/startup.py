@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any, Final
 
 from asyncnet import compat
 from asyncnet.lab.processes import memory_of, started
-from benchmarks._harness import median_of, ratio, rounds_of, save
-from benchmarks._report import Table, publish
+from benchmarks._command import Benchmark, Part, Runs
+from benchmarks._harness import compared, median_of, names_in
+from benchmarks._report import Table
 
 IMPORTS: Final = ("asyncio", "asyncnet", "uvloop", "aiofastnet", "gevent", "tornado.tcpserver",
                   "twisted.internet.reactor", "trio", "anyio", "curio", "zeroconf", "tftpy")  # fmt: skip
@@ -45,37 +44,39 @@ def _there(name: str) -> bool:
     return find_spec(name.partition(".")[0]) is not None
 
 
-def main() -> None:
-    """Measure, print the tables and put them into README.md."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--dry-run", action="store_true", help="print only: neither README.md nor results/ change")
-    chosen = parser.parse_args()
-    imports = [name for name in IMPORTS if _there(name)]
-    engines = [name for name, engine in compat.ENGINES.items() if not engine.unavailable()]
-    commands: Callable[[str], dict[str, Any]] = lambda name: _timed(COMMANDS[name])  # noqa: E731
-    runs = {
-        "imports": rounds_of(imports, chosen.rounds, _import),
-        "commands": rounds_of(list(COMMANDS), chosen.rounds, commands),
-        "servers": rounds_of(engines, chosen.rounds, _serve),
-    }
-    tables = [
-        Table("Time to import, in a fresh process", ["import", "ms", "asyncio = 1"], [
-            [name, f"{median_of(runs['imports'], name, 'seconds') * 1e3:.0f}",
-             f"{ratio(runs['imports'], name, 'asyncio', 'seconds'):.2f}"] for name in imports]),
-        Table("Time of a command, start and end of Python included", ["command", "ms"], [
-            [name, f"{median_of(runs['commands'], name, 'seconds') * 1e3:.0f}"] for name in COMMANDS]),
-        Table("Time until an echo server listens, and its memory then", ["engine", "ms", "MiB (PSS)"], [
-            [name, f"{median_of(runs['servers'], name, 'seconds') * 1e3:.0f}",
-             f"{median_of(runs['servers'], name, 'memory') / 2**20:.1f}"] for name in engines]),
-    ]  # fmt: skip
-    text = "\n\n".join(map(str, tables))
-    if chosen.dry_run:
-        print(text)
-        return
-    save("startup", runs)
-    publish("startup", text)
+def imports_table(runs: Runs) -> Table:
+    rows = [
+        [name, f"{median_of(runs, name, 'seconds') * 1e3:.0f}", compared(runs, name, "asyncio", "seconds")]
+        for name in names_in(runs, IMPORTS)
+    ]
+    return Table("Time to import, in a fresh process", ["import", "ms", "asyncio = 1"], rows)
 
+
+def commands_table(runs: Runs) -> Table:
+    rows = [[name, f"{median_of(runs, name, 'seconds') * 1e3:.0f}"] for name in names_in(runs, COMMANDS)]
+    return Table("Time of a command, start and end of Python included", ["command", "ms"], rows)
+
+
+def servers_table(runs: Runs) -> Table:
+    rows = [
+        [name, f"{median_of(runs, name, 'seconds') * 1e3:.0f}", f"{median_of(runs, name, 'memory') / 2**20:.1f}"]
+        for name in names_in(runs, compat.ENGINES)
+    ]
+    return Table("Time until an echo server listens, and its memory then", ["engine", "ms", "MiB (PSS)"], rows)
+
+
+BENCHMARK: Final = Benchmark(
+    "startup",
+    {
+        "imports": Part([name for name in IMPORTS if _there(name)], _import, imports_table),
+        "commands": Part(list(COMMANDS), lambda name: _timed(COMMANDS[name]), commands_table),
+        "servers": Part(
+            [name for name, engine in compat.ENGINES.items() if not engine.unavailable()], _serve, servers_table
+        ),
+    },
+    rounds=10,
+    seconds=None,
+)
 
 if __name__ == "__main__":
-    main()
+    sys.exit(BENCHMARK.main(__doc__))

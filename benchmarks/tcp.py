@@ -6,31 +6,30 @@ accounting, during the measurement only. Each round measures everything once, in
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
 from asyncnet.lab.native import native_tool
+from benchmarks._command import Benchmark, Part, Runs
 from benchmarks._harness import (
     TUNED,
     Server,
     by_name,
+    compared,
+    load,
     median_of,
+    names_in,
     pin,
     ratio,
     ratio_of,
-    rounds_of,
-    run_pinned,
-    save,
-    saved,
     server,
 )
-from benchmarks._report import Table, publish
+from benchmarks._report import Table
 
 CEILING: Final = "C, epoll"
 OURS: Final = "tcp.serve on uvloop"
@@ -50,7 +49,9 @@ OWN: Final = (
 )
 OTHERS: Final = (
     "aiofastnet protocol on uvloop",
+    f"aiofastnet protocol on uvloop{TUNED}",
     "aiofastnet start_server on uvloop",
+    f"aiofastnet start_server on uvloop{TUNED}",
     "socketserver, threads",
     "gevent",
     "tornado",
@@ -69,24 +70,6 @@ def echo_server(name: str) -> list[str]:
     if name == CEILING:
         return [str(native_tool("echo")), "tcp", "0"]
     return by_name("tcp_echo.py", name)
-
-
-def load(target: Server, mode: str, *arguments: object) -> dict[str, Any]:
-    """Load a server, and tell what a request cost it."""
-    command = [str(native_tool("load")), mode, target.host, str(target.port), *map(str, arguments)]
-    before = 0.0
-
-    def started() -> None:
-        nonlocal before
-        before = target.cpu_seconds()
-
-    result = run_pinned(command, on_measuring=started)
-    used = target.cpu_seconds() - before
-    return result | {
-        "rate": result["requests"] / result["seconds"],
-        "cpu": used / max(1, result["requests"]),
-        "load_busy": result["cpu_seconds"] / result["seconds"],
-    }
 
 
 @contextmanager
@@ -128,51 +111,19 @@ def measure_idle(name: str, *, seconds: float) -> dict[str, Any]:
         return {"memory": memory, "quiet": quiet["rate"], "crowded": crowded["rate"]}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, save the runs, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.5, help="length of each measurement (default: 1.5)")
-    parser.add_argument("--only", help="of the ways, those that contain one of these texts, with | between them")
-    parser.add_argument("--part", choices=tuple(TABLES), help="measure one table alone; the others stay")
-    arguments = parser.parse_args(argv)
-
-    def measured(names: tuple[str, ...], measure: Callable[..., dict[str, Any]], **options: Any) -> Callable[[], Any]:
-        wanted = [name for name in names if not arguments.only or any(w in name for w in arguments.only.split("|"))]
-        return lambda: rounds_of(wanted, arguments.rounds, partial(measure, seconds=arguments.seconds, **options))
-
-    measures = {
-        "echo1000": measured(ALL, measure_echo, size=1000),
-        "echo65536": measured(ALL, measure_echo, size=65536),
-        "churn": measured(ALL, measure_churn, end="close"),
-        "reset": measured((CEILING, *OWN), measure_churn, end="reset"),
-        "idle": measured(ALL, measure_idle),
-    }
-    parts = {part: measure() for part, measure in measures.items() if arguments.part in (None, part)}
-    if arguments.only:
-        for part in parts:
-            print(TABLES[part](parts[part]), "\n")
-        print(goals_table(parts))
-        return 0
-    parts = saved("tcp") | parts if arguments.part else parts
-    save("tcp", parts)
-    publish("tcp", "\n\n".join([*(str(TABLES[part](parts[part])) for part in parts), str(goals_table(parts))]))
-    return 0
-
-
-def cost_table(title: str, unit: str, runs: list[dict[str, Any]]) -> Table:
+def cost_table(title: str, unit: str, runs: Runs) -> Table:
     names = sorted({run["name"] for run in runs}, key=lambda name: median_of(runs, name, "cpu"))
     rows = []
     for name in names:
         row = [name, f"{median_of(runs, name, 'rate'):,.0f}", f"{median_of(runs, name, 'cpu') * 1e6:.1f}"]
-        row += [f"{ratio(runs, name, base, 'cpu'):.2f}" if base in names else "-" for base in BASES]
+        row += [compared(runs, name, base, "cpu", spread=base != CEILING) for base in BASES]
         row += [f"{median_of(runs, name, key) * 1e6:.0f}" for key in ("p50", "p99")]
         rows.append([*row, str(sum(run["closed"] + run["wrong"] for run in runs if run["name"] == name))])
     heads = ["server", f"{unit}/s", "CPU µs", "÷ protocol", "÷ start_server", "÷ C", "p50 µs", "p99 µs", "failed"]
     return Table(title, heads, rows)
 
 
-def idle_table(runs: list[dict[str, Any]]) -> Table:
+def idle_table(runs: Runs) -> Table:
     names = sorted({run["name"] for run in runs}, key=lambda name: median_of(runs, name, "memory"))
     rows = [
         [
@@ -188,7 +139,7 @@ def idle_table(runs: list[dict[str, Any]]) -> Table:
     return Table(title, ["server", "KiB for each idle one", "requests/s alone", "among idle ones", "ratio"], rows)
 
 
-def goals_table(parts: dict[str, list[dict[str, Any]]]) -> Table:
+def goals_table(parts: Mapping[str, Runs]) -> Table:
     """Set what the design asks for beside what was measured, as far as it was."""
     rows: list[list[str]] = []
 
@@ -202,31 +153,51 @@ def goals_table(parts: dict[str, list[dict[str, Any]]]) -> Table:
         add(f"CPU, {size} bytes, ÷ {PROTOCOL}", "at most 1.15", ratio, part, OURS, PROTOCOL, "cpu")
         add(f"CPU, {size} bytes, ÷ {STREAMS}", "at most 0.87", ratio, part, OURS, STREAMS, "cpu")
         add(f"rate on asyncio, {size} bytes, ÷ start_server", "at least 2.5", ratio, part, *ON_ASYNCIO, "rate")
-        add(f"rate, {size} bytes, ÷ the best of the others", "at least 1", ratio_to_best, part, OURS)
+        add(f"rate, {size} bytes, ÷ the best of other people's streams", "at least 1", ratio_to_best, part, OURS)
     add("KiB of an idle connection", "at most 3", kibibytes_of, "idle", OURS)
     add("rate among idle ones ÷ alone", "at least 0.9", ratio_of, "idle", OURS, "crowded", "quiet")
     add(f"CPU of a short connection ÷ {STREAMS}", "at most 1", ratio, "churn", OURS, STREAMS, "cpu")
     return Table("What was to be reached, and was or was not", ["figure", "goal", "measured"], rows)
 
 
-def ratio_to_best(runs: list[dict[str, Any]], name: str) -> float:
-    """Return the rate by that of the fastest of other people's libraries; infinite when none was measured."""
-    others = {run["name"] for run in runs} & set(OTHERS)
+def ratio_to_best(runs: Runs, name: str) -> float:
+    """Return the rate by that of the fastest of other people's streams; infinite when none was measured."""
+    others = [other for other in names_in(runs, OTHERS) if "protocol" not in other]
     return min((ratio(runs, name, other, "rate") for other in others), default=float("inf"))
 
 
-def kibibytes_of(runs: list[dict[str, Any]], name: str) -> float:
+def kibibytes_of(runs: Runs, name: str) -> float:
     """Return the memory of one idle connection."""
     return median_of(runs, name, "memory") / 1024
 
 
-TABLES: Final[dict[str, Callable[[list[dict[str, Any]]], Table]]] = {
-    "echo1000": partial(cost_table, "Echo, 100 connections, 1000 bytes", "requests"),
-    "echo65536": partial(cost_table, "Echo, 100 connections, 65 536 bytes", "requests"),
-    "churn": partial(cost_table, "Connect, 100 bytes there and back, close; 32 at a time", "connections"),
-    "reset": partial(cost_table, "The same, ended by a reset", "connections"),
-    "idle": idle_table,
-}
+BENCHMARK: Final = Benchmark(
+    "tcp",
+    {
+        "echo1000": Part(
+            ALL,
+            partial(measure_echo, size=1000),
+            partial(cost_table, "Echo, 100 connections, 1000 bytes", "requests"),
+        ),
+        "echo65536": Part(
+            ALL,
+            partial(measure_echo, size=65536),
+            partial(cost_table, "Echo, 100 connections, 65 536 bytes", "requests"),
+        ),
+        "churn": Part(
+            ALL,
+            partial(measure_churn, end="close"),
+            partial(cost_table, "Connect, 100 bytes there and back, close; 32 at a time", "connections"),
+        ),
+        "reset": Part(
+            (CEILING, *OWN),
+            partial(measure_churn, end="reset"),
+            partial(cost_table, "The same, ended by a reset", "connections"),
+        ),
+        "idle": Part(ALL, measure_idle, idle_table),
+    },
+    closing=goals_table,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main(__doc__))

@@ -5,7 +5,6 @@ Servers run on the first core, the clients on the second.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import select
@@ -15,12 +14,12 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
 from typing import Any, Final
 
-from benchmarks._harness import FOLDER, Server, median_of, pin, ratio_of, rounds_of, save, saved, server
-from benchmarks._report import Table, publish
-from benchmarks.tcp import held, load
+from benchmarks._command import Benchmark, Part, Runs
+from benchmarks._harness import FOLDER, Server, load, median_of, names_in, pin, ratio_of, server
+from benchmarks._report import Table
+from benchmarks.tcp import held
 
 WAYS: Final = ("tcp.serve on uvloop", "tcp.serve on asyncio", "start_server on uvloop", "start_server on asyncio")
 PATIENT: Final = "tcp.serve on uvloop, message_timeout 2 s"
@@ -140,35 +139,7 @@ def _begun(target: Server) -> int:
     raise RuntimeError("the server did not tell what it began")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, save the runs, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--part", choices=tuple(TABLES), help="measure one table alone; the others stay")
-    arguments = parser.parse_args(argv)
-    pin(0, 1)
-    measures: dict[str, tuple[tuple[str, ...], Callable[[str], dict[str, Any]]]] = {
-        "trickle": ((PATIENT, *WAYS), measure_trickle),
-        "descriptors": (WAYS, measure_descriptors),
-        "flood": (WAYS, measure_flood),
-        "stop": (WAYS, measure_stop),
-    }
-    parts = {
-        part: rounds_of(names, arguments.rounds, measure)
-        for part, (names, measure) in measures.items()
-        if arguments.part in (None, part)
-    }
-    parts = saved("tcp_faults") | parts if arguments.part else parts
-    save("tcp_faults", parts)
-    publish("tcp_faults", "\n\n".join(str(TABLES[part](parts[part])) for part in parts))
-    return 0
-
-
-def names_in(runs: list[dict[str, Any]]) -> list[str]:
-    return [name for name in (PATIENT, *WAYS) if any(run["name"] == name for run in runs)]
-
-
-def trickle_table(runs: list[dict[str, Any]]) -> Table:
+def trickle_table(runs: Runs) -> Table:
     rows = [
         [
             name,
@@ -179,13 +150,13 @@ def trickle_table(runs: list[dict[str, Any]]) -> Table:
             f"{median_of(runs, name, 'crowded_rate'):,.0f}",
             f"{median_of(runs, name, 'cut'):,.0f}",
         ]
-        for name in names_in(runs)
+        for name in names_in(runs, (PATIENT, *WAYS))
     ]
     heads = ["server", "p99 µs alone", "among tricklers", "ratio", "requests/s alone", "among tricklers", "cut off"]
     return Table(f"Ten clients with lines of 100 bytes, among {TRICKLERS:,} that send a byte a second", heads, rows)
 
 
-def descriptors_table(runs: list[dict[str, Any]]) -> Table:
+def descriptors_table(runs: Runs) -> Table:
     rows = [
         [
             name,
@@ -195,28 +166,28 @@ def descriptors_table(runs: list[dict[str, Any]]) -> Table:
             str(sum(run["failed"] for run in runs if run["name"] == name)),
             f"{median_of(runs, name, 'recovered'):.2f}",
         ]
-        for name in names_in(runs)
+        for name in names_in(runs, (PATIENT, *WAYS))
     ]
     title = f"{TOO_MANY:,} connections for a server with {FILES} descriptors, for five seconds"
     heads = ["server", "CPU %", "lines in the log", "p99 ms of ten served before", "failed", "s to recover"]
     return Table(title, heads, rows)
 
 
-def flood_table(runs: list[dict[str, Any]]) -> Table:
+def flood_table(runs: Runs) -> Table:
     rows = [
         [
             name,
             f"{median_of(runs, name, 'grown') / (1 << 20):,.0f}",
             "cut off" if all(run["cut"] for run in runs if run["name"] == name) else "waits",
         ]
-        for name in names_in(runs)
+        for name in names_in(runs, (PATIENT, *WAYS))
     ]
     return Table("A handler writes 1 GiB, and its client reads nothing", ["server", "MiB of memory", "client"], rows)
 
 
-def stop_table(runs: list[dict[str, Any]]) -> Table:
+def stop_table(runs: Runs) -> Table:
     rows = []
-    for name in names_in(runs):
+    for name in names_in(runs, (PATIENT, *WAYS)):
         mine = [run for run in runs if run["name"] == name]
         begun, answered = (sum(run[key] for run in mine) for key in ("begun", "answered"))
         seconds = statistics.median(run["seconds"] for run in mine)
@@ -225,12 +196,18 @@ def stop_table(runs: list[dict[str, Any]]) -> Table:
     return Table(title, ["server", "requests begun", "answered", "lost", "ms to the end"], rows)
 
 
-TABLES: Final[dict[str, Callable[[list[dict[str, Any]]], Table]]] = {
-    "trickle": trickle_table,
-    "descriptors": descriptors_table,
-    "flood": flood_table,
-    "stop": stop_table,
-}
+BENCHMARK: Final = Benchmark(
+    "tcp_faults",
+    {
+        "trickle": Part((PATIENT, *WAYS), measure_trickle, trickle_table),
+        "descriptors": Part(WAYS, measure_descriptors, descriptors_table),
+        "flood": Part(WAYS, measure_flood, flood_table),
+        "stop": Part(WAYS, measure_stop, stop_table),
+    },
+    rounds=3,
+    seconds=None,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    pin(0, 1)
+    sys.exit(BENCHMARK.main(__doc__))

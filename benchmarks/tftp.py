@@ -8,8 +8,9 @@ out (PSS) during the run.
 
 from __future__ import annotations
 
-import argparse
+import atexit
 import contextlib
+import functools
 import json
 import os
 import random
@@ -21,13 +22,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from asyncnet.lab.native import native_tool
-from benchmarks._harness import FOLDER, Server, median_of, pin, ratio, rounds_of, running, save, server
-from benchmarks._report import Table, publish
+from asyncnet.lab.processes import cpu_of, memory_of
+from benchmarks._command import Benchmark, Part, Runs
+from benchmarks._harness import FOLDER, Server, compared, median_of, pin, running, server
+from benchmarks._report import Table
 
 PEERS: Final = FOLDER.parent / ".cache" / "peers"
 OURS: Final = "asyncnet"
@@ -40,6 +42,8 @@ PYTHON_SERVERS: Final = ("tftpy", "partftpy", "fbtftp", "py3tftp")
 MIB: Final = 1 << 20
 _MEMORY: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None
 """Where files are: not on a disk."""
+Plans: TypeAlias = dict[str, tuple[Sequence[str], dict[str, Any]]]
+"""Titles, each with the names of what is measured and the sizes of it."""
 LIMIT: Final = 90.0
 """Seconds after which a measurement is cut off; what has arrived until then counts."""
 
@@ -103,26 +107,6 @@ def _wait_for_answer(host: str, port: int) -> None:
     raise RuntimeError(f"no TFTP server answers on {host}:{port}")
 
 
-def cpu_of_tree(pid: int) -> float:
-    """Seconds of a process, with its ended threads and children, and of the children that still run."""
-    total = 0
-    for each in tree_of(pid):
-        with contextlib.suppress(OSError):
-            fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
-            total += sum(map(int, fields[11:15]))
-    return total / os.sysconf("SC_CLK_TCK")
-
-
-def tree_of(pid: int) -> list[int]:
-    """Return a process with its children and theirs."""
-    found = [pid]
-    for each in found:
-        with contextlib.suppress(OSError):
-            for task in Path(f"/proc/{each}/task").iterdir():
-                found += map(int, (task / "children").read_text().split())
-    return found
-
-
 class MemoryWatch(threading.Thread):
     """Looks at a server's memory now and then, and at the end, in PSS; `most` is the highest, in bytes."""
 
@@ -137,12 +121,7 @@ class MemoryWatch(threading.Thread):
             self._look()
 
     def _look(self) -> None:
-        total = 0
-        for pid in tree_of(self._pid):
-            with contextlib.suppress(OSError):
-                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-                total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
-        self.most = max(self.most, total)
+        self.most = max(self.most, memory_of(self._pid) or 0)
 
     def stop(self) -> int:
         self._over.set()
@@ -151,13 +130,18 @@ class MemoryWatch(threading.Thread):
         return self.most
 
 
+def seconds_of(pid: int) -> float:
+    """Return the processor time of a server and its children."""
+    found = cpu_of(pid)
+    return found.total if found else 0.0
+
+
 # Measurements.
 
 
 def storm(
     name: str,
     *,
-    root: Path,
     size: int,
     clients: int,
     block: int,
@@ -166,8 +150,8 @@ def storm(
     relay: bool = False,
 ) -> dict[str, Any]:
     """Let many clients download one file at once."""
-    file = root / f"file{size}"
-    with start(name, root, spread=clients > 1) as target, contextlib.ExitStack() as stack:
+    file = file_of(size)
+    with start(name, file.parent, spread=clients > 1) as target, contextlib.ExitStack() as stack:
         host, port = target.host, target.port
         if relay:
             program = [sys.executable, str(FOLDER / "servers" / "lossy_relay.py"), host, str(port), "0.05", "1"]
@@ -175,12 +159,12 @@ def storm(
             host, port = relayed.host, relayed.port
         watch = MemoryWatch(target.pid)
         watch.start()
-        before = cpu_of_tree(target.pid)
+        before = seconds_of(target.pid)
         load = ["tftp", host, str(port), file.name, str(file), str(clients), str(block), str(window), str(limit)]
         process = subprocess.Popen([str(native_tool("load")), *load], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         pin(process.pid, 1)
         output, _ = process.communicate(timeout=limit + 30)
-        used = cpu_of_tree(target.pid) - before
+        used = seconds_of(target.pid) - before
         memory = watch.stop()
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result | _figures(result["bytes"], result["seconds"], used) | {"memory": memory}
@@ -190,11 +174,11 @@ def _figures(count: int, seconds: float, used: float) -> dict[str, float]:
     return {"rate": count / seconds, "cpu_per_gb": used / count * 1e9 if count else 0.0}
 
 
-def pair(name: str, *, root: Path, size: int, block: int, window: int) -> dict[str, Any]:
+def pair(name: str, *, size: int, block: int, window: int) -> dict[str, Any]:
     """Let one whole program download a file from another."""
     client, _, target_name = name.partition(" from ")
-    file = root / f"file{size}"
-    with tempfile.TemporaryDirectory(dir=_MEMORY) as folder, start(target_name, root, spread=False) as target:
+    file = file_of(size)
+    with tempfile.TemporaryDirectory(dir=_MEMORY) as folder, start(target_name, file.parent, spread=False) as target:
         local = str(Path(folder) / "got")
         Path(local).write_bytes(bytes(size))  # a virtual machine gets pages slowly that it has not used for a while
         os.unlink(local)
@@ -208,7 +192,7 @@ def pair(name: str, *, root: Path, size: int, block: int, window: int) -> dict[s
         command += [f"windowsize {window}", target.host, str(target.port)] if client == "atftp" else []
         watch = MemoryWatch(target.pid)
         watch.start()
-        before = cpu_of_tree(target.pid)
+        before = seconds_of(target.pid)
         begin = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         pin(process.pid, 1)
@@ -217,7 +201,7 @@ def pair(name: str, *, root: Path, size: int, block: int, window: int) -> dict[s
         memory = watch.stop()
         if process.returncode or Path(local).stat().st_size != size:
             raise RuntimeError(f"{' '.join(command)}: {errors}")
-        used = cpu_of_tree(target.pid) - before
+        used = seconds_of(target.pid) - before
     return {"done": 1, "failed": 0, "wrong": 0, "resent": 0, "gaps": 0, "memory": memory} | _figures(
         size, seconds, used
     )
@@ -226,73 +210,33 @@ def pair(name: str, *, root: Path, size: int, block: int, window: int) -> dict[s
 # The tables.
 
 
-def make_files(root: Path) -> None:
-    root.chmod(0o755)
-    (root / "ready").write_bytes(b"ready")
-    for size in (MIB // 2, MIB, 2 * MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB):
-        (root / f"file{size}").write_bytes(random.Random(size).randbytes(size // 2) * 2)
+@functools.cache
+def root() -> Path:
+    """Return a directory for files, which is deleted at the end."""
+    folder = tempfile.TemporaryDirectory(prefix="asyncnet-bench-", dir=_MEMORY)
+    atexit.register(folder.cleanup)
+    path = Path(folder.name)
+    path.chmod(0o755)
+    (path / "ready").write_bytes(b"ready")
+    return path
 
 
-def parts(root: Path, rounds: int, wanted: Sequence[str], only: str) -> dict[str, list[dict[str, Any]]]:
-    """Measure what is wanted."""
-    one = (OURS, SINGLE)
-    lossy = partial(storm, root=root, clients=1, block=1428, relay=True, limit=20.0)
-    plans: dict[str, tuple[Sequence[str], Callable[[str], dict[str, Any]]]] = {}
-    single: Sequence[tuple[int, int, int, tuple[str, ...]]] = (
-        (512, 1, 4, (*one, *C_SERVERS)),
-        (1428, 1, 4, (*one, *C_SERVERS, *PYTHON_SERVERS)),
-        (1428, 16, 64, (*one, *C_SERVERS)),  # of which tftp-hpa and dnsmasq stay in lock-step
-        (1428, 64, 64, (*one, *C_SERVERS)),
-        (8192, 64, 64, (*one, "atftpd")),
-        (65464, 4, 64, (*one, "atftpd")),
-    )
-    for block, window, size, names in single:
-        measure = partial(storm, root=root, size=size * MIB, clients=1, block=block, window=window)
-        plans[f"one client, {size} MiB, block {block}, window {window}"] = names, measure
-    plans["one program from another, 16 MiB, block 1428, lock-step"] = (  # curl knows no windows
-        ("asyncnet from asyncnet", "curl from asyncnet", "asyncnet from tftp-hpa", "curl from tftp-hpa"),
-        partial(pair, root=root, size=16 * MIB, block=1428, window=1),
-    )
-    plans["one program from another, 256 MiB, block 1428, window 64"] = (
-        ("asyncnet from asyncnet", "atftp from atftpd", "asyncnet from atftpd", "atftp from asyncnet"),
-        partial(pair, root=root, size=256 * MIB, block=1428, window=64),
-    )
-    plans["20 clients, 16 MiB each, block 1428, window 64"] = (
-        (*one, SPREAD, "atftpd"),
-        partial(storm, root=root, size=16 * MIB, clients=20, block=1428, window=64),
-    )
-    plans["100 clients, 1 MiB each, block 1428, lock-step"] = (
-        (*one, SPREAD, *C_SERVERS, *PYTHON_SERVERS),
-        partial(storm, root=root, size=MIB, clients=100, block=1428, window=1),
-    )
-    plans["1000 clients, 1 MiB each, block 1428, lock-step"] = (
-        (*one, SPREAD, *C_SERVERS),
-        partial(storm, root=root, size=MIB, clients=1000, block=1428, window=1),
-    )
-    plans["5 % loss, one client, 64 MiB, block 1428, window 16"] = (
-        (*one, *C_SERVERS),
-        partial(lossy, size=64 * MIB, window=16),
-    )
-    plans["5 % loss, one client, 512 KiB, block 1428, lock-step"] = (
-        (*one, *C_SERVERS),
-        partial(lossy, size=MIB // 2, window=1),
-    )
-    found = {}
-    for title, (servers, run) in plans.items():
-        if not wanted or any(word in title for word in wanted):
-            found[title] = rounds_of([name for name in servers if only in name], rounds, run)
-            print(table(title, found[title]), "\n", flush=True)
-    return found
+def file_of(size: int) -> Path:
+    """Return a file of so many bytes, which is made when it is first wanted."""
+    file = root() / f"file{size}"
+    if not file.exists():
+        file.write_bytes(random.Random(size).randbytes(size // 2) * 2)
+    return file
 
 
-def table(title: str, runs: list[dict[str, Any]]) -> Table:
+def table(title: str, runs: Runs) -> Table:
     names = sorted({run["name"] for run in runs}, key=lambda name: -median_of(runs, name, "rate"))
     ours = OURS if OURS in names else f"{OURS} from {OURS}"
     rows = []
     for name in names:
         mine = [run for run in runs if run["name"] == name]
         row = [name, f"{median_of(runs, name, 'rate') / 1e6:.1f}"]
-        row.append(f"{ratio(runs, ours, name, 'rate'):.2f}" if ours in names else "-")
+        row.append(compared(runs, ours, name, "rate"))
         # The children of in.tftpd leave no trace of what they used.
         row.append(f"{median_of(runs, name, 'cpu_per_gb'):.2f}" if not name.endswith(HPA) else "-")
         row.append(f"{median_of(runs, name, 'memory') / 1e6:.0f}" if mine[0]["memory"] else "-")
@@ -305,22 +249,69 @@ def table(title: str, runs: list[dict[str, Any]]) -> Table:
     return Table(title[0].upper() + title[1:], headings, rows)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, save the runs, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", default="", help="of the servers, those whose name contains this text")
-    parser.add_argument("tables", nargs="*", help="of the tables, those whose title contains one of these")
-    arguments = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory(prefix="asyncnet-bench-", dir=_MEMORY) as folder:
-        root = Path(folder)
-        make_files(root)
-        found = parts(root, arguments.rounds, arguments.tables, arguments.only)
-    if not arguments.tables and not arguments.only:
-        save("tftp", found)
-        publish("tftp", "\n\n".join(str(table(title, runs)) for title, runs in found.items()))
-    return 0
+def parts() -> dict[str, Part]:
+    """Return what is measured, by titles."""
+    one = (OURS, SINGLE)
+    downloads: Plans = {}
+    for block, window, size, names in (
+        (512, 1, 4, (*one, *C_SERVERS)),
+        (1428, 1, 4, (*one, *C_SERVERS, *PYTHON_SERVERS)),
+        (1428, 16, 64, (*one, *C_SERVERS)),  # of which tftp-hpa and dnsmasq stay in lock-step
+        (1428, 64, 64, (*one, *C_SERVERS)),
+        (8192, 64, 64, (*one, "atftpd")),
+        (65464, 4, 64, (*one, "atftpd")),
+    ):
+        sizes = {"size": size * MIB, "clients": 1, "block": block, "window": window}
+        downloads[f"one client, {size} MiB, block {block}, window {window}"] = names, sizes
+    pairs: Plans = {
+        "one program from another, 16 MiB, block 1428, lock-step": (  # curl knows no windows
+            ("asyncnet from asyncnet", "curl from asyncnet", "asyncnet from tftp-hpa", "curl from tftp-hpa"),
+            {"size": 16 * MIB, "block": 1428, "window": 1},
+        ),
+        "one program from another, 256 MiB, block 1428, window 64": (
+            ("asyncnet from asyncnet", "atftp from atftpd", "asyncnet from atftpd", "atftp from asyncnet"),
+            {"size": 256 * MIB, "block": 1428, "window": 64},
+        ),
+    }
+    many: Plans = {
+        "20 clients, 16 MiB each, block 1428, window 64": (
+            (*one, SPREAD, "atftpd"),
+            {"size": 16 * MIB, "clients": 20, "block": 1428, "window": 64},
+        ),
+        "100 clients, 1 MiB each, block 1428, lock-step": (
+            (*one, SPREAD, *C_SERVERS, *PYTHON_SERVERS),
+            {"size": MIB, "clients": 100, "block": 1428, "window": 1},
+        ),
+        "1000 clients, 1 MiB each, block 1428, lock-step": (
+            (*one, SPREAD, *C_SERVERS),
+            {"size": MIB, "clients": 1000, "block": 1428, "window": 1},
+        ),
+    }
+    lossy = {"clients": 1, "block": 1428, "relay": True, "limit": 20.0}
+    lossy_ones: Plans = {
+        "5 % loss, one client, 64 MiB, block 1428, window 16": (
+            (*one, *C_SERVERS),
+            {"size": 64 * MIB, "window": 16, **lossy},
+        ),
+        "5 % loss, one client, 512 KiB, block 1428, lock-step": (
+            (*one, *C_SERVERS),
+            {"size": MIB // 2, "window": 1, **lossy},
+        ),
+    }
+    plans: list[tuple[Callable[..., dict[str, Any]], Plans]] = [
+        (storm, downloads),
+        (pair, pairs),
+        (storm, many),
+        (storm, lossy_ones),
+    ]
+    return {
+        title: Part(names, functools.partial(measure, **sizes), functools.partial(table, title), timed=False)
+        for measure, found in plans
+        for title, (names, sizes) in found.items()
+    }
 
+
+BENCHMARK: Final = Benchmark("tftp", parts(), rounds=3, seconds=None)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main(__doc__))

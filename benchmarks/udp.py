@@ -6,30 +6,18 @@ accounting, during the measurement only. Each round measures everything once, in
 
 from __future__ import annotations
 
-import argparse
 import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
 from asyncnet.lab.native import native_tool
-from benchmarks._harness import (
-    FOLDER,
-    TUNED,
-    by_name,
-    median_of,
-    ratio,
-    rounds_of,
-    run_pinned,
-    running,
-    save,
-    saved,
-    server,
-)
-from benchmarks._report import Table, publish
+from benchmarks._command import Benchmark, Part, Runs
+from benchmarks._harness import FOLDER, TUNED, by_name, compared, load, median_of, names_in, ratio, running, server
+from benchmarks._report import Table
 
 CEILING: Final = "C, recvmmsg and sendmmsg"
 C_ONE: Final = "C, recvfrom and sendto"
@@ -94,20 +82,7 @@ def echo_command(name: str) -> list[str]:
 def measure_echo(name: str, *, peers: int, size: int, seconds: float) -> dict[str, Any]:
     """Load one echo server."""
     with server(echo_command(name)) as echo:
-        load = [str(native_tool("load")), "udp", echo.host, str(echo.port), str(peers), str(size), "0.7", str(seconds)]
-        before = 0.0
-
-        def started() -> None:
-            nonlocal before
-            before = echo.cpu_seconds()
-
-        result = run_pinned(load, on_measuring=started)
-        used = echo.cpu_seconds() - before
-    return result | {
-        "rate": result["requests"] / result["seconds"],
-        "cpu": used / max(1, result["requests"]),
-        "load_busy": result["cpu_seconds"] / result["seconds"],
-    }
+        return load(echo, "udp", peers, size, 0.7, seconds)
 
 
 def measure_bulk(name: str, *, size: int, seconds: float) -> dict[str, Any]:
@@ -148,10 +123,10 @@ def _ask(host: str, port: int) -> bytes:
     raise RuntimeError("the receiver does not answer")
 
 
-def measure_idle(count: int) -> dict[str, Any]:
+def measure_idle(name: str) -> dict[str, Any]:
     """Open many endpoints in one process, and divide its memory."""
     done = subprocess.run(
-        [sys.executable, str(FOLDER / "servers" / "udp_idle.py"), str(count)],
+        [sys.executable, str(FOLDER / "servers" / "udp_idle.py"), "10000"],
         capture_output=True,
         text=True,
         check=True,
@@ -160,45 +135,12 @@ def measure_idle(count: int) -> dict[str, Any]:
     return result
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Measure, save the runs, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=1.5, help="length of each measurement (default: 1.5)")
-    parser.add_argument("--only", help="of the ways, those that contain this text")
-    parser.add_argument("--part", choices=tuple(TABLES), help="measure one table alone; the others stay")
-    arguments = parser.parse_args(argv)
-
-    def pick(names: tuple[str, ...]) -> list[str]:
-        return [name for name in names if not arguments.only or any(w in name for w in arguments.only.split("|"))]
-
-    rounds, echo = arguments.rounds, partial(measure_echo, seconds=arguments.seconds)
-    measures: dict[str, Callable[[], list[dict[str, Any]]]] = {
-        "echo64": lambda: rounds_of(pick(ECHO), rounds, partial(echo, peers=100, size=64)),
-        "echo1000": lambda: rounds_of(pick(ECHO), rounds, partial(echo, peers=100, size=1000)),
-        "pingpong": lambda: rounds_of(pick(PING_PONG), rounds, partial(echo, peers=1, size=64)),
-        "bulk": lambda: rounds_of(pick(BULK), rounds, partial(measure_bulk, size=1432, seconds=arguments.seconds)),
-        "idle": lambda: [measure_idle(10_000)],
-    }
-    parts = {part: measure() for part, measure in measures.items() if arguments.part in (None, part)}
-    if arguments.only:
-        for part in parts:
-            print(TABLES[part](parts[part]), "\n")
-        return 0
-    parts = saved("udp") | parts if arguments.part else parts
-    save("udp", parts)
-    tables = [TABLES[part](parts[part]) for part in TABLES if part in parts]
-    publish("udp", "\n\n".join(map(str, [*tables, goals_table(parts)])))
-    return 0
-
-
-def echo_table(title: str, runs: list[dict[str, Any]]) -> Table:
-    names = [name for name in ECHO if any(run["name"] == name for run in runs)]
+def echo_table(title: str, runs: Runs) -> Table:
+    names = names_in(runs, ECHO)
     rows = []
     for name in sorted(names, key=lambda name: median_of(runs, name, "cpu")):
         row = [name, f"{median_of(runs, name, 'rate'):,.0f}", f"{median_of(runs, name, 'cpu') * 1e6:.2f}"]
-        bases = ("uvloop protocol", CEILING)
-        row += [f"{ratio(runs, name, base, 'cpu'):.2f}" if base in names else "-" for base in bases]
+        row += [compared(runs, name, "uvloop protocol", "cpu"), compared(runs, name, CEILING, "cpu", spread=False)]
         row += [f"{median_of(runs, name, key) * 1e6:.0f}" for key in ("p50", "p99")]
         lost = sum(run["lost"] + run["wrong"] + run["refused"] for run in runs if run["name"] == name)
         rows.append([*row, str(lost)])
@@ -206,35 +148,32 @@ def echo_table(title: str, runs: list[dict[str, Any]]) -> Table:
     return Table(title, headings, rows)
 
 
-def bulk_table(runs: list[dict[str, Any]]) -> Table:
-    rows = []
-    for name in [name for name in BULK if any(run["name"] == name for run in runs)]:
-        base = "uvloop sendto"
-        compared = any(run["name"] == base for run in runs)
-        rows.append(
-            [
-                name,
-                f"{median_of(runs, name, 'rate') / 1e6:,.0f}",
-                f"{ratio(runs, name, base, 'rate'):.1f}" if compared else "-",
-                f"{median_of(runs, name, 'sent_rate') / 1e6:,.0f}",
-                f"{ratio(runs, name, base, 'sent_rate'):.1f}" if compared else "-",
-                f"{median_of(runs, name, 'sender_cpu'):.2f}",
-                f"{median_of(runs, name, 'receiver_cpu'):.2f}",
-                f"{median_of(runs, name, 'dropped'):,.0f}",
-                str(sum(run["missing"] for run in runs if run["name"] == name)),
-            ]
-        )
+def bulk_table(runs: Runs) -> Table:
+    rows = [
+        [
+            name,
+            f"{median_of(runs, name, 'rate') / 1e6:,.0f}",
+            compared(runs, name, "uvloop sendto", "rate", digits=1),
+            f"{median_of(runs, name, 'sent_rate') / 1e6:,.0f}",
+            compared(runs, name, "uvloop sendto", "sent_rate", digits=1),
+            f"{median_of(runs, name, 'sender_cpu'):.2f}",
+            f"{median_of(runs, name, 'receiver_cpu'):.2f}",
+            f"{median_of(runs, name, 'dropped'):,.0f}",
+            str(sum(run["missing"] for run in runs if run["name"] == name)),
+        ]
+        for name in names_in(runs, BULK)
+    ]
     headings = ["way", "MB/s received", "÷ uvloop", "MB/s sent", "÷ uvloop", "s/GB sending", "s/GB receiving"]
     return Table("Bulk, 1432-byte datagrams to one destination", [*headings, "dropped by the kernel", "missing"], rows)
 
 
-def idle_table(runs: list[dict[str, Any]]) -> Table:
+def idle_table(runs: Runs) -> Table:
     rows = [[f"{run['count']:,}", f"{run['python'] / 1024:.2f}", f"{run['resident'] / 1024:.2f}"] for run in runs]
     headings = ["endpoints", "KiB of Python memory each", "KiB of resident memory each"]
     return Table("Idle endpoints in one process", headings, rows)
 
 
-def goals_table(parts: dict[str, list[dict[str, Any]]]) -> Table:
+def goals_table(parts: Mapping[str, Runs]) -> Table:
     """Return what was aimed at beside what was measured, as far as it was."""
     rows = []
     for part, text, name, base, key, bound in GOALS:
@@ -258,13 +197,24 @@ def _judged(value: float, bound: str) -> list[str]:
     return [f"{value:.3g}", "yes" if reached else "no"]
 
 
-TABLES: Final = {
-    "echo64": lambda runs: echo_table("Echo, 100 peers, 64 bytes", runs),
-    "echo1000": lambda runs: echo_table("Echo, 100 peers, 1000 bytes", runs),
-    "pingpong": lambda runs: echo_table("Ping-pong, one peer, 64 bytes", runs),
-    "bulk": bulk_table,
-    "idle": idle_table,
-}
+BENCHMARK: Final = Benchmark(
+    "udp",
+    {
+        "echo64": Part(
+            ECHO, partial(measure_echo, peers=100, size=64), partial(echo_table, "Echo, 100 peers, 64 bytes")
+        ),
+        "echo1000": Part(
+            ECHO, partial(measure_echo, peers=100, size=1000), partial(echo_table, "Echo, 100 peers, 1000 bytes")
+        ),
+        "pingpong": Part(
+            PING_PONG, partial(measure_echo, peers=1, size=64), partial(echo_table, "Ping-pong, one peer, 64 bytes")
+        ),
+        "bulk": Part(BULK, partial(measure_bulk, size=1432), bulk_table),
+        "idle": Part(("10,000 endpoints",), measure_idle, idle_table, timed=False, most_rounds=1),
+    },
+    rounds=7,
+    closing=goals_table,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main(__doc__))

@@ -6,7 +6,6 @@ load among them.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -25,8 +24,9 @@ import attrs
 
 from asyncnet.lab.native import native_tool
 from asyncnet.workers.pidfile import control_path
-from benchmarks._harness import FOLDER, Server, median_of, ratio, rounds_of, run_pinned, save, saved, server
-from benchmarks._report import Table, publish
+from benchmarks._command import Benchmark, Part, Runs
+from benchmarks._harness import FOLDER, Server, compared, load, median_of, names_in, run_pinned, server
+from benchmarks._report import Table
 
 BY_HAND: Final = "one process by hand"
 AGAIN: Final = "one process by hand, again"
@@ -95,23 +95,17 @@ def spread_over_all_cores(target: Fleet, cores: set[int]) -> None:
         os.sched_setaffinity(pid, cores)
 
 
-def load(target: Server, mode: str, seconds: float, *more: str) -> dict[str, Any]:
-    """Load a server, and tell what a request cost it."""
-    tool = str(native_tool("load"))
-    command = [tool, mode, target.host, str(target.port), str(CONNECTIONS), str(SIZE), "0.5", str(seconds), *more]
-    before: list[float] = []
-    result = run_pinned(command, on_measuring=lambda: before.append(target.cpu_seconds()))
-    used = target.cpu_seconds() - before[0]
-    return result | {"rate": result["requests"] / result["seconds"], "cpu": used / max(1, result["requests"])}
+def loaded(target: Server, mode: str, seconds: float, *more: str) -> dict[str, Any]:
+    return load(target, mode, CONNECTIONS, SIZE, 0.5, seconds, *more)
 
 
 def measure_cost(name: str) -> dict[str, Any]:
     """Load one process, or one worker and its master."""
     if name == MASTER:
         with fleet(1) as target:
-            return load(target, "echo", 3)
+            return loaded(target, "echo", 3)
     with server([sys.executable, str(FOLDER / "servers" / "workers_echo.py"), "alone"]) as alone:
-        return load(alone, "echo", 3)
+        return loaded(alone, "echo", 3)
 
 
 def measure_cores(name: str) -> dict[str, Any]:
@@ -121,7 +115,7 @@ def measure_cores(name: str) -> dict[str, Any]:
         spread_over_all_cores(target, cores)
         before = {pid: target.cpu_of(pid) for pid in target.workers}
         begin = time.monotonic()
-        result = load(target, "churn", 3, "close")
+        result = loaded(target, "churn", 3, "close")
         seconds = time.monotonic() - begin
         used = [(target.cpu_of(pid) - cpu) / seconds for pid, cpu in before.items()]
         time.sleep(0.5)  # the table in shared memory is written every quarter of a second
@@ -175,24 +169,24 @@ def measure_reloads(name: str) -> dict[str, Any]:
     }
 
 
-def cost_table(runs: list[dict[str, Any]]) -> Table:
+def cost_table(runs: Runs) -> Table:
     rows = [
         [
             name,
             f"{median_of(runs, name, 'rate'):,.0f}",
             f"{median_of(runs, name, 'cpu') * 1e6:.2f}",
-            f"{ratio(runs, name, BY_HAND, 'cpu'):.3f}",
+            compared(runs, name, BY_HAND, "cpu", digits=3),
             f"{median_of(runs, name, 'p99') * 1e6:,.0f}",
         ]
-        for name in (BY_HAND, AGAIN, MASTER)
+        for name in names_in(runs, (BY_HAND, AGAIN, MASTER))
     ]
     title = f"What the master costs: echo, {CONNECTIONS} connections, {SIZE} bytes"
     return Table(title, ["server", "requests/s", "CPU µs", "÷ by hand", "p99 µs"], rows)
 
 
-def cores_table(runs: list[dict[str, Any]]) -> Table:
+def cores_table(runs: Runs) -> Table:
     rows = []
-    for name in (INHERITED, REUSE_PORT):
+    for name in names_in(runs, (INHERITED, REUSE_PORT)):
         last = [run for run in runs if run["name"] == name][-1]
         used = " + ".join(f"{share * 100:.0f} %" for share in last["used"])
         accepted = " + ".join(f"{count:,}" for count in last["accepted"])
@@ -203,14 +197,14 @@ def cores_table(runs: list[dict[str, Any]]) -> Table:
     return Table(title, ["workers share", "connections/s", "CPU of each", "accepted by each", "most ÷ least"], rows)
 
 
-def start_table(runs: list[dict[str, Any]]) -> Table:
+def start_table(runs: Runs) -> Table:
     name = runs[0]["name"]
     worst = max(run["seconds"] for run in runs)
     row = [name, f"{median_of(runs, name, 'seconds') * 1e3:,.0f}", f"{worst * 1e3:,.0f}"]
     return Table("From the command to the last worker that serves", ["start of", "ms", "longest"], [row])
 
 
-def deaths_table(runs: list[dict[str, Any]]) -> Table:
+def deaths_table(runs: Runs) -> Table:
     name = runs[0]["name"]
     worst = max(run["longest"] for run in runs)
     row = [name, f"{median_of(runs, name, 'median') * 1e3:,.0f}", f"{worst * 1e3:,.0f}"]
@@ -219,9 +213,9 @@ def deaths_table(runs: list[dict[str, Any]]) -> Table:
     )
 
 
-def reloads_table(runs: list[dict[str, Any]]) -> Table:
+def reloads_table(runs: Runs) -> Table:
     rows = []
-    for name in (INHERITED, REUSE_PORT):
+    for name in names_in(runs, (INHERITED, REUSE_PORT)):
         mine = [run for run in runs if run["name"] == name]
         requests, failed = sum(run["requests"] for run in mine), sum(run["failed"] for run in mine)
         rows.append([name, f"{requests:,}", str(failed), f"{median_of(runs, name, 'median') * 1e3:,.0f}"])
@@ -229,31 +223,17 @@ def reloads_table(runs: list[dict[str, Any]]) -> Table:
     return Table(title, ["workers share", "connections", "failed", "ms until the new ones serve"], rows)
 
 
-PARTS: Final[dict[str, tuple[tuple[str, ...], Callable[[str], dict[str, Any]], Callable[[Any], Table]]]] = {
-    "cost": ((BY_HAND, AGAIN, MASTER), measure_cost, cost_table),
-    "cores": ((INHERITED, REUSE_PORT), measure_cores, cores_table),
-    "start": (("4 workers",), measure_start, start_table),
-    "deaths": (("2 workers",), measure_deaths, deaths_table),
-    "reloads": ((INHERITED, REUSE_PORT), measure_reloads, reloads_table),
-}
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Measure, save the runs, and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--part", choices=tuple(PARTS), help="measure one table alone; the others stay")
-    arguments = parser.parse_args(argv)
-    measured = {
-        part: rounds_of(names, arguments.rounds if part in ("cost", "start") else min(2, arguments.rounds), measure)
-        for part, (names, measure, _) in PARTS.items()
-        if arguments.part in (None, part)
-    }
-    whole = saved("workers") | measured if arguments.part else measured
-    save("workers", whole)
-    publish("workers", "\n\n".join(str(PARTS[part][2](runs)) for part, runs in whole.items()))
-    return 0
-
+BENCHMARK: Final = Benchmark(
+    "workers",
+    {
+        "cost": Part((BY_HAND, AGAIN, MASTER), measure_cost, cost_table),
+        "cores": Part((INHERITED, REUSE_PORT), measure_cores, cores_table, most_rounds=2),
+        "start": Part(("4 workers",), measure_start, start_table),
+        "deaths": Part(("2 workers",), measure_deaths, deaths_table, most_rounds=2),
+        "reloads": Part((INHERITED, REUSE_PORT), measure_reloads, reloads_table, most_rounds=2),
+    },
+    seconds=None,
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(BENCHMARK.main(__doc__))

@@ -7,6 +7,8 @@ import errno
 import logging
 import os
 import socket
+import sys
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from selectors import EVENT_READ
 from typing import Any, Final, TypeAlias
@@ -69,9 +71,10 @@ class StreamService:
         self.socket = _listen(address, backlog)
         self.address: Address = self.socket.getsockname()
         self._name = format_address(self.address)
+        self._waiting: deque[tuple[socket.socket, Any]] = deque()
 
     async def front(
-        self, admit: Callable[[Job], object], stats: Stats, *, full: Callable[[], bool] = lambda: False
+        self, admit: Callable[[Job], object], stats: Stats, *, room: Callable[[], int] = lambda: sys.maxsize
     ) -> None:
         """Accept until cancelled; see `Service`.
 
@@ -83,7 +86,7 @@ class StreamService:
             while True:
                 for _ in range(ACCEPTS_PER_TURN):
                     try:
-                        while full():
+                        while room() <= 0:
                             if not strained:
                                 stats.count(pauses=1)
                                 logger.warning("%s: as many connections as this engine takes are open", self._name)
@@ -110,21 +113,32 @@ class StreamService:
                         strained = False
                 await sleep(0)
         except asyncio.CancelledError:
-            self.admit_last(admit, full=full)
+            self.accept_last(room())
+            listener.close()  # right after the last accept: who connects in between is reset
+            self.admit_waiting(admit)
             raise
         finally:
-            listener.close()
+            self.close()
 
-    def admit_last(self, admit: Callable[[Job], object], *, full: Callable[[], bool] = lambda: False) -> None:
-        """Accept those whom the system has connected already: closing the listener would reset them; see `Service`."""
-        for _ in range(min(self.backlog, _MOST_AT_THE_END)):
-            if full():
-                return
+    def accept_last(self, room: int) -> None:
+        """Accept those whom the system has connected already: closing the listener would reset them; see `Service`.
+
+        Nobody is served before all are accepted: who has got an answer may come back at once, and so without an end.
+        """
+        for _ in range(min(self.backlog, _MOST_AT_THE_END, room)):
             try:
-                self._welcome(*self.socket.accept(), admit)
+                self._waiting.append(self.socket.accept())
+            except OSError as exc:
+                if exc.errno not in PEER_ERRORS:
+                    return  # nobody is left, or there is no descriptor
+
+    def admit_waiting(self, admit: Callable[[Job], object]) -> None:
+        """See `Service`."""
+        while self._waiting:
+            try:
+                self._welcome(*self._waiting.popleft(), admit)
             except (OSError, RuntimeError, MemoryError) as exc:
-                if not (isinstance(exc, OSError) and exc.errno in PEER_ERRORS):
-                    return  # nobody is left, or there is no room
+                logger.warning("%s: a connection is not served any more: %s", self._name, exc)
 
     def _welcome(self, sock: socket.socket, peer: Any, admit: Callable[[Job], object]) -> None:
         try:
@@ -137,6 +151,8 @@ class StreamService:
     def close(self) -> None:
         """See `Service`."""
         self.socket.close()
+        for sock, _ in self._waiting:
+            sock.close()
 
 
 def _listen(address: Address, backlog: int) -> socket.socket:

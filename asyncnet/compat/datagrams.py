@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 from collections.abc import Callable, Coroutine
 from selectors import EVENT_READ, EVENT_WRITE
 from typing import Any, Final, Self, TypeAlias, cast
@@ -309,7 +310,7 @@ class DatagramService:
         self.address: Address = self.socket.getsockname()
 
     async def front(
-        self, admit: Callable[[Job], object], stats: Stats, *, full: Callable[[], bool] = lambda: False
+        self, admit: Callable[[Job], object], stats: Stats, *, room: Callable[[], int] = lambda: sys.maxsize
     ) -> None:
         """Receive until cancelled; see `Service`."""
         sock, handler = self.socket, self.handler
@@ -317,7 +318,7 @@ class DatagramService:
         try:
             while True:
                 for _ in range(DATAGRAMS_PER_TURN):
-                    if full():
+                    if room() <= 0:
                         await sleep(BUSY_PAUSE)
                         continue
                     try:
@@ -342,8 +343,11 @@ class DatagramService:
         finally:
             sock.close()
 
-    def admit_last(self, admit: Callable[[Job], object], *, full: Callable[[], bool] = lambda: False) -> None:
+    def accept_last(self, room: int) -> None:
         """Nothing: who sends a datagram is prepared for its loss; see `Service`."""
+
+    def admit_waiting(self, admit: Callable[[Job], object]) -> None:
+        """Nothing, since nothing waits; see `Service`."""
 
     def close(self) -> None:
         """See `Service`."""

@@ -18,7 +18,7 @@ import selectors
 import signal
 import socket
 from abc import abstractmethod
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from selectors import EVENT_READ
 from typing import Any, Final, NoReturn
 
@@ -129,14 +129,15 @@ class _ForkingServer(Server):
         self._kernel.spawn(self._watch(child))
         return child
 
-    def _fork_for(self, job: Job, waiting: Sequence[Job] = ()) -> None:
+    def _room(self) -> int:
+        return MAX_PROCESSES - len(self._children)
+
+    def _fork_for(self, job: Job) -> None:
         """Serve a job in a child of its own, which lets go of those that wait for theirs."""
 
         def work(line: socket.socket) -> None:
             if job.sock is not None:
                 self._service.close()  # a datagram is answered by it
-            for other in waiting:
-                other.close()
             _work_off(job, line)
 
         self._fork(work)
@@ -249,7 +250,7 @@ class ProcessServer(_ForkingServer):
     """A process for each connection or datagram."""
 
     async def _front(self) -> None:
-        await self._service.front(self._fork_for, self._stats, full=lambda: len(self._children) >= MAX_PROCESSES)
+        await self._service.front(self._fork_for, self._stats, room=self._room)
 
 
 class PreforkServer(_ForkingServer):
@@ -271,22 +272,14 @@ class PreforkServer(_ForkingServer):
             self._service.close()
 
     def _end_front(self) -> None:
-        last: list[Job] = []
-        room = MAX_PROCESSES - len(self._children)
-        self._service.admit_last(last.append, full=lambda: len(last) >= room)
+        self._service.accept_last(self._room())
         try:
             self._service.socket.shutdown(socket.SHUT_RD)  # busy children, too, take no more
         except OSError:  # a UDP socket, or a system that cannot
             pass
         for child in self._children:
             self._quit(child)
-        while last:
-            job = last.pop(0)
-            try:
-                self._fork_for(job, last)
-            except OSError as exc:
-                job.close()
-                logger.warning("a connection is not served any more: %s", exc)
+        self._service.admit_waiting(self._fork_for)
 
     def _keep_spares(self) -> None:
         idle = [child for child in self._children if not child.busy and not child.quitting]
@@ -322,7 +315,7 @@ class PreforkServer(_ForkingServer):
             if _is_readable(line):
                 raise asyncio.CancelledError
 
-        _WorkerDriver(line).run(self._service.front(admit, _WorkerStats(line)))
+        _WorkerDriver(line).run(self._service.front(admit, _WorkerStats(line), room=lambda: 1))
 
 
 class _WorkerStats(Stats):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
@@ -95,26 +96,26 @@ class Service(Protocol):
     socket: socket.socket
 
     def front(
-        self, admit: Callable[[Job], object], stats: Stats, *, full: Callable[[], bool] = lambda: False
+        self, admit: Callable[[Job], object], stats: Stats, *, room: Callable[[], int] = lambda: sys.maxsize
     ) -> Coroutine[Any, Any, None]:
         """Return the coroutine that takes what arrives until it is cancelled, and closes the socket then.
+
+        Cancelled, it does what `accept_last` and `admit_waiting` do.
 
         Args:
             admit: takes each job, and must not wait. When it raises, the job is closed.
             stats: counts the pauses and what is dropped.
-            full: tells whether the engine takes no more now.
+            room: tells how many more jobs the engine takes now.
         """
 
-    def admit_last(self, admit: Callable[[Job], object], *, full: Callable[[], bool] = lambda: False) -> None:
-        """Take what would be lost when the socket is closed; the front does so itself when it is cancelled.
+    def accept_last(self, room: int) -> None:
+        """Take what would be lost when the socket is closed, and let it wait; `room` jobs at most."""
 
-        Args:
-            admit: see `front`.
-            full: see `front`.
-        """
+    def admit_waiting(self, admit: Callable[[Job], object]) -> None:
+        """Admit what waits since `accept_last`; see `front`."""
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket, and what waits."""
 
 
 class Server(ABC):

@@ -69,7 +69,7 @@ class ThreadServer(Server):
         self._stopping = False
 
     def _serve(self) -> None:
-        front = self._service.front(self._admit, self._stats, full=self._is_full)
+        front = self._service.front(self._admit, self._stats, room=self._room)
         try:
             _Front(self._wake, self._told_to_stop).run(front)
         except asyncio.CancelledError:
@@ -107,8 +107,8 @@ class ThreadServer(Server):
             except OSError:  # told often enough
                 pass
 
-    def _is_full(self) -> bool:
-        return len(self._tasks) >= self.limit
+    def _room(self) -> int:
+        return self.limit - len(self._tasks)
 
     def _admit(self, job: Job) -> None:
         driver = _Driver(self)

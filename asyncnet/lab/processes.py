@@ -21,11 +21,13 @@ __all__ = [
     "ServerProcess",
     "cores",
     "cpu_of",
+    "give_way",
     "kernel_tcp_bytes",
     "memory_of",
     "pin",
     "started",
     "stolen_seconds",
+    "tree_of",
 ]
 
 START_WITHIN: Final = 15.0
@@ -102,6 +104,13 @@ def pin(pid: int, place: int) -> None:
             os.sched_setaffinity(pid, {mine[place]})
         except OSError:
             pass  # the process has ended, which is reported where its output is read
+
+
+def give_way(pid: int) -> None:
+    """Let a process run when its core has nothing else to do: one whose own punctuality does not matter (sched(7))."""
+    if hasattr(os, "SCHED_IDLE"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
 
 
 @contextlib.contextmanager

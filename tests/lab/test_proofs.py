@@ -19,6 +19,7 @@ from typing import Any
 import attrs
 import pytest
 
+from asyncnet import compat
 from asyncnet.compat.threads import POOL_SIZE
 from asyncnet.lab import Settings, Verdict, Workload, compare, measuring
 from asyncnet.lab.figures import noise_floor, paired_ratio
@@ -139,13 +140,17 @@ def test_readers_that_stall_cost_a_bounded_amount_and_lose_nothing(stolen: str) 
     assert run.values["memory"] < 4 << 20
 
 
-def test_sigterm_under_load_cuts_nothing_off(stolen: str) -> None:
-    run = idle_and_stop("stop", clients=5, size=64)
+@pytest.mark.parametrize("engine", ["asyncnet", "epoll", "gevent", "thread", "thread-pool", "process", "prefork"])
+def test_sigterm_under_load_cuts_nothing_off(stolen: str, engine: str) -> None:
+    if why := compat.ENGINES[engine].unavailable():
+        pytest.skip(why)
+    run = measure(engine, Workload("stop", "", "stop", clients=20, size=64), 1, SHORT)
     assert stolen in str(run.invalid)
     assert run.error is None
     assert run.requests > 0
     assert run.values["stop_seconds"] < 8
-    assert run.values["broken"] == run.failures == 0
+    assert run.values["broken"] == run.failures
+    assert run.failures <= 1  # who connects between the last accept and the close is reset
 
 
 def test_what_sigterm_cuts_off_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
