@@ -325,7 +325,7 @@ def test_tftp_serve_is_read_only_unless_told_otherwise(tmp_path: Path) -> None:
 
 @pytest.mark.alone
 def test_compare_prints_a_row_per_engine_and_writes_json(tmp_path: Path) -> None:
-    command = ["compare", "--engines", "asyncio,epoll", "--clients", "4", "--size", "64", "--seconds", "0.3"]
+    command = ["compare", "--engines", "asyncio,epoll", "--clients", "4", "--size", "64", "--seconds", "0.1"]
     done = asyncnet(
         *command, "--rounds", "1", "--workloads", "echo", "--attempts", "1", "--json", tmp_path / "out.json"
     )
@@ -346,7 +346,7 @@ def test_the_demo_shows_every_component(monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(
         demo,
         "QUICK",
-        Settings(engines=(), clients=4, seconds=0.3, rounds=1, warm_up=0.05, workloads=("echo",), attempts=1),
+        Settings(engines=(), clients=4, seconds=0.1, rounds=1, warm_up=0.05, workloads=("echo",), attempts=1),
     )
     monkeypatch.setattr(demo, "_FILE_SIZE", 1 << 20)
     began = time.monotonic()
