@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -28,7 +29,7 @@ class Part:
 
     Attributes:
         names: what is measured in each round.
-        measure: measures one of them, given its name, and ``seconds=`` if `timed`.
+        measure: measures one of them, given its name, and ``seconds=`` if `timed` and if its benchmark has a length.
         table: makes the table of all runs.
         timed: whether the length of a measurement can be chosen.
         most_rounds: the rounds of what takes long.
@@ -39,7 +40,7 @@ class Part:
     measure: Callable[..., dict[str, Any]]
     table: Callable[[Runs], Table]
     timed: bool = True
-    most_rounds: int = 1000
+    most_rounds: int = sys.maxsize
     beside: Callable[[str], str] | None = None
 
     def chosen(self, only: Sequence[str]) -> list[str]:
@@ -87,23 +88,23 @@ class Benchmark:
         wanted = [part for part in self.parts if not arguments.part or any(text in part for text in arguments.part)]
         if not wanted:
             parser.error(f"no part has {_list(arguments.part)} in its name; there are {_list(self.parts)}")
-        if not arguments.tables:
-            self._measure(wanted, arguments.rounds, getattr(arguments, "seconds", None), arguments.only or ())
-        if not arguments.only:
-            self._publish()
-        return 0
-
-    def _measure(self, wanted: Sequence[str], rounds: int, seconds: float | None, only: Sequence[str]) -> None:
-        for name in wanted:
+        chosen = {part: names for part in wanted if (names := self.parts[part].chosen(arguments.only or ()))}
+        if not chosen:
+            parser.error(f"nothing that is measured has {_list(arguments.only)} in its name")
+        for name in () if arguments.tables else chosen:
             part = self.parts[name]
-            measure = partial(part.measure, seconds=seconds) if part.timed and seconds is not None else part.measure
-            if not (names := part.chosen(only)):
-                continue
-            runs = rounds_of(names, min(rounds, part.most_rounds), measure)
-            if only:
+            timed = part.timed and self.seconds is not None
+            measure = partial(part.measure, seconds=arguments.seconds) if timed else part.measure
+            runs = rounds_of(chosen[name], min(arguments.rounds, part.most_rounds), measure)
+            if arguments.only:
                 print(part.table(runs), "\n", flush=True)
             else:
                 self._save(name, runs)
+        if not arguments.only:
+            publish(self.name, self.text())
+            if self.also_publish:
+                self.also_publish(saved_runs(self.name))
+        return 0
 
     def _save(self, name: str, runs: Runs) -> None:
         """Write the runs of a part, with the machine they ran on; those of the other parts stay."""
@@ -118,15 +119,11 @@ class Benchmark:
 
     def text(self) -> str:
         """Return the tables of what was saved, and on what it was measured."""
-        runs = saved_runs(self.name)
+        found = _saved(self.name)
+        runs = {name: part["runs"] for name, part in found.items()}
         tables = [str(part.table(runs[name])) for name, part in self.parts.items() if name in runs]
         tables += [str(self.closing(runs))] if self.closing else []
-        return "\n\n".join([*tables, _provenance([part["environment"] for part in _saved(self.name).values()])])
-
-    def _publish(self) -> None:
-        publish(self.name, self.text())
-        if self.also_publish:
-            self.also_publish(saved_runs(self.name))
+        return "\n\n".join([*tables, _provenance([part["environment"] for part in found.values()])])
 
 
 def saved_runs(name: str) -> dict[str, Runs]:

@@ -20,7 +20,7 @@ from typing import IO, Any, Final
 import attrs
 
 from asyncnet.lab.native import native_tool
-from asyncnet.lab.processes import STEADY_HEAP
+from asyncnet.lab.processes import STEADY_HEAP, cpu_of
 from asyncnet.lab.schedule import LEAD
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "by_name",
     "compared",
     "load",
+    "load_command",
     "median_of",
     "names_in",
     "pin",
@@ -72,6 +73,11 @@ class Server:
     def cpu_seconds(self) -> float:
         """Processor time of all its threads so far, the ended ones included; the kernel counts it in nanoseconds."""
         return time.clock_gettime((~self.pid << 3) | 2)  # CPUCLOCK_SCHED of a process: clock_getcpuclockid(3)
+
+    def tree_seconds(self) -> float:
+        """Processor time of the server and its children, with all that have ended."""
+        found = cpu_of(self.pid)
+        return found.total if found else 0.0
 
 
 def pin(pid: int, core: int) -> None:
@@ -159,15 +165,20 @@ def run_pinned(command: Sequence[str], *, on_measuring: Callable[[], None], core
         process.communicate()
 
 
-def load(target: Server, mode: str, *arguments: object) -> dict[str, Any]:
-    """Load a server with the generator in C, and tell what a request cost it.
+def load_command(target: Server, mode: str, *arguments: object) -> list[str]:
+    """Return the command of the generator in C.
 
     Args:
         target: a server that listens.
         mode: of load.c, which also says what the arguments are.
         arguments: those after host and port.
     """
-    command = [str(native_tool("load")), mode, target.host, str(target.port), *map(str, arguments)]
+    return [str(native_tool("load")), mode, target.host, str(target.port), *map(str, arguments)]
+
+
+def load(target: Server, mode: str, *arguments: object) -> dict[str, Any]:
+    """Load a server as `load_command` does, and tell what a request cost it."""
+    command = load_command(target, mode, *arguments)
     before: list[float] = []
     result = run_pinned(command, on_measuring=lambda: before.append(target.cpu_seconds()))
     used = target.cpu_seconds() - before[0]

@@ -30,7 +30,7 @@ def main() -> int:
         result = Comparison.from_json(SAVED.read_text())
     else:
         engines, missing = available_engines()
-        print(*missing, sep="\n", file=sys.stderr)
+        print("".join(f"{line}\n" for line in missing), end="", file=sys.stderr)
         settings = attrs.evolve(QUICK if chosen.quick else DEFAULTS, engines=engines)
         result = compare(settings, progress=terminal_progress())
     if chosen.quick:

@@ -18,14 +18,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from asyncnet import compat
-from asyncnet.lab.native import native_tool
-from asyncnet.lab.processes import cpu_of
 from benchmarks._command import Benchmark, Part, Runs
 from benchmarks._harness import (
     TUNED,
     Server,
     by_name,
     compared,
+    load_command,
     median_of,
     names_in,
     ratio,
@@ -94,9 +93,9 @@ def load_tree(
         size: bytes of a request.
         warm_up: seconds before the measurement begins.
     """
-    arguments = ["echo", target.host, target.port, connections, size, warm_up, seconds]
+    command = load_command(target, "echo", connections, size, warm_up, seconds)
     for _ in range(ATTEMPTS):
-        run, in_time = _load_once(target, [str(native_tool("load")), *map(str, arguments)], seconds * 0.8)
+        run, in_time = _load_once(target, command, seconds * 0.8)
         if in_time:
             return run
     raise RuntimeError("this machine is too busy to look at a server in time")
@@ -110,8 +109,7 @@ def _load_once(target: Server, command: list[str], seconds: float) -> tuple[dict
     samples: list[tuple[float, float]] = []
 
     def sample() -> None:
-        found = cpu_of(target.pid)
-        used = found.total if found else 0.0
+        used = target.tree_seconds()
         samples.append((time.monotonic(), used))  # after the look, which may be the one that is late
 
     last = threading.Timer(seconds, sample)

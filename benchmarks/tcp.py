@@ -22,6 +22,7 @@ from benchmarks._harness import (
     by_name,
     compared,
     load,
+    load_command,
     median_of,
     names_in,
     pin,
@@ -75,8 +76,7 @@ def echo_server(name: str) -> list[str]:
 @contextmanager
 def held(target: Server, count: int, *, interval: float = 0, retry: float = 0) -> Iterator[dict[str, Any]]:
     """Keep connections open for as long as the context lasts; afterwards the dictionary has what became of them."""
-    arguments = [target.host, target.port, count, interval, retry]
-    command = [str(native_tool("load")), "hold", *map(str, arguments)]
+    command = load_command(target, "hold", count, interval, retry)
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         pin(holder.pid, 1)
         try:

@@ -25,10 +25,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from asyncnet.lab.native import native_tool
-from asyncnet.lab.processes import cpu_of, memory_of
+from asyncnet.lab.processes import memory_of
 from benchmarks._command import Benchmark, Part, Runs
-from benchmarks._harness import FOLDER, Server, compared, median_of, pin, running, server
+from benchmarks._harness import FOLDER, Server, compared, load_command, median_of, pin, running, server
 from benchmarks._report import Table
 
 PEERS: Final = FOLDER.parent / ".cache" / "peers"
@@ -130,12 +129,6 @@ class MemoryWatch(threading.Thread):
         return self.most
 
 
-def seconds_of(pid: int) -> float:
-    """Return the processor time of a server and its children."""
-    found = cpu_of(pid)
-    return found.total if found else 0.0
-
-
 # Measurements.
 
 
@@ -152,19 +145,18 @@ def storm(
     """Let many clients download one file at once."""
     file = file_of(size)
     with start(name, file.parent, spread=clients > 1) as target, contextlib.ExitStack() as stack:
-        host, port = target.host, target.port
+        asked = target
         if relay:
-            program = [sys.executable, str(FOLDER / "servers" / "lossy_relay.py"), host, str(port), "0.05", "1"]
-            relayed = stack.enter_context(server(program, core=1))
-            host, port = relayed.host, relayed.port
+            program = [sys.executable, str(FOLDER / "servers" / "lossy_relay.py")]
+            asked = stack.enter_context(server([*program, target.host, str(target.port), "0.05", "1"], core=1))
         watch = MemoryWatch(target.pid)
         watch.start()
-        before = seconds_of(target.pid)
-        load = ["tftp", host, str(port), file.name, str(file), str(clients), str(block), str(window), str(limit)]
-        process = subprocess.Popen([str(native_tool("load")), *load], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        before = target.tree_seconds()
+        command = load_command(asked, "tftp", file.name, file, clients, block, window, limit)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         pin(process.pid, 1)
         output, _ = process.communicate(timeout=limit + 30)
-        used = seconds_of(target.pid) - before
+        used = target.tree_seconds() - before
         memory = watch.stop()
     result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result | _figures(result["bytes"], result["seconds"], used) | {"memory": memory}
@@ -192,7 +184,7 @@ def pair(name: str, *, size: int, block: int, window: int) -> dict[str, Any]:
         command += [f"windowsize {window}", target.host, str(target.port)] if client == "atftp" else []
         watch = MemoryWatch(target.pid)
         watch.start()
-        before = seconds_of(target.pid)
+        before = target.tree_seconds()
         begin = time.perf_counter()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         pin(process.pid, 1)
@@ -201,7 +193,7 @@ def pair(name: str, *, size: int, block: int, window: int) -> dict[str, Any]:
         memory = watch.stop()
         if process.returncode or Path(local).stat().st_size != size:
             raise RuntimeError(f"{' '.join(command)}: {errors}")
-        used = seconds_of(target.pid) - before
+        used = target.tree_seconds() - before
     return {"done": 1, "failed": 0, "wrong": 0, "resent": 0, "gaps": 0, "memory": memory} | _figures(
         size, seconds, used
     )
@@ -305,7 +297,7 @@ def parts() -> dict[str, Part]:
         (storm, lossy_ones),
     ]
     return {
-        title: Part(names, functools.partial(measure, **sizes), functools.partial(table, title), timed=False)
+        title: Part(names, functools.partial(measure, **sizes), functools.partial(table, title))
         for measure, found in plans
         for title, (names, sizes) in found.items()
     }

@@ -22,10 +22,9 @@ from typing import Any, Final
 
 import attrs
 
-from asyncnet.lab.native import native_tool
 from asyncnet.workers.pidfile import control_path
 from benchmarks._command import Benchmark, Part, Runs
-from benchmarks._harness import FOLDER, Server, compared, load, median_of, names_in, run_pinned, server
+from benchmarks._harness import FOLDER, Server, compared, load, load_command, median_of, names_in, run_pinned, server
 from benchmarks._report import Table
 
 BY_HAND: Final = "one process by hand"
@@ -158,8 +157,7 @@ def measure_reloads(name: str) -> dict[str, Any]:
                 target.wait_for(lambda report: len(report["workers"]) == 2)
 
         reloading = threading.Thread(target=reload_all)
-        tool = str(native_tool("load"))
-        command = [tool, "churn", target.host, str(target.port), "20", "100", "0.5", "12", "close"]
+        command = load_command(target, "churn", 20, 100, 0.5, 12, "close")
         result = run_pinned(command, on_measuring=reloading.start)
         reloading.join()
     return {

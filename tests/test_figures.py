@@ -128,3 +128,6 @@ def test_a_part_that_there_is_not_is_told_with_those_there_are(capsys: pytest.Ca
     with pytest.raises(SystemExit):
         toy([]).main("", ["--part", "nothing"])
     assert "no part has nothing in its name; there are first, second" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        toy([]).main("", ["--only", "nobody"])
+    assert "nothing that is measured has nobody in its name" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import attrs
 
 from asyncnet.addresses import Address, explain, format_address
+from asyncnet.compat.blocking import wait_ready
 from asyncnet.compat.serving import FULL_PAUSE, PAUSE, Job, Stats
 from asyncnet.compat.streams import open_streams
 from asyncnet.compat.tasks import Driver
@@ -33,6 +34,10 @@ ACCEPTS_PER_TURN: Final = 64
 """Connections accepted before others get a turn."""
 _MOST_AT_THE_END: Final = 1024
 """Connections accepted after a stop at most: new clients may come as fast as they are accepted."""
+_QUIET: Final = 0.001
+"""Seconds without a new connection after which everybody has come who was about to when the server was stopped."""
+_MOST_MISSES: Final = 50
+"""How often accepting finds nobody at the end, at most: some may come all the time."""
 
 
 @attrs.frozen(eq=False)
@@ -115,7 +120,7 @@ class StreamService:
         except asyncio.CancelledError:
             self.accept_last(room())
             listener.close()  # right after the last accept: who connects in between is reset
-            self.admit_waiting(admit)
+            self.admit_waiting(admit, stats)
             raise
         finally:
             self.close()
@@ -124,20 +129,31 @@ class StreamService:
         """Accept those whom the system has connected already: closing the listener would reset them; see `Service`.
 
         Nobody is served before all are accepted: who has got an answer may come back at once, and so without an end.
+        Those who got one just before the stop are coming back now, one after the other, which takes longer than to
+        accept one; so it is over only when nobody has come for a moment.
         """
-        for _ in range(min(self.backlog, _MOST_AT_THE_END, room)):
+        most, misses = min(self.backlog, _MOST_AT_THE_END, room), _MOST_MISSES
+        while misses and len(self._waiting) < most:
             try:
                 self._waiting.append(self.socket.accept())
+            except BlockingIOError:
+                misses -= 1
+                try:
+                    wait_ready(self.socket, EVENT_READ, _QUIET)
+                except TimeoutError:
+                    return
             except OSError as exc:
+                misses -= 1
                 if exc.errno not in PEER_ERRORS:
-                    return  # nobody is left, or there is no descriptor
+                    return  # there is no descriptor, or another process has shut the listener down
 
-    def admit_waiting(self, admit: Callable[[Job], object]) -> None:
+    def admit_waiting(self, admit: Callable[[Job], object], stats: Stats) -> None:
         """See `Service`."""
         while self._waiting:
             try:
                 self._welcome(*self._waiting.popleft(), admit)
             except (OSError, RuntimeError, MemoryError) as exc:
+                stats.count(refused=1)
                 logger.warning("%s: a connection is not served any more: %s", self._name, exc)
 
     def _welcome(self, sock: socket.socket, peer: Any, admit: Callable[[Job], object]) -> None:

@@ -346,7 +346,7 @@ class DatagramService:
     def accept_last(self, room: int) -> None:
         """Nothing: who sends a datagram is prepared for its loss; see `Service`."""
 
-    def admit_waiting(self, admit: Callable[[Job], object]) -> None:
+    def admit_waiting(self, admit: Callable[[Job], object], stats: Stats) -> None:
         """Nothing, since nothing waits; see `Service`."""
 
     def close(self) -> None:

@@ -279,7 +279,7 @@ class PreforkServer(_ForkingServer):
             pass
         for child in self._children:
             self._quit(child)
-        self._service.admit_waiting(self._fork_for)
+        self._service.admit_waiting(self._fork_for, self._stats)
 
     def _keep_spares(self) -> None:
         idle = [child for child in self._children if not child.busy and not child.quitting]

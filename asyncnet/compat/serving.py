@@ -50,7 +50,8 @@ class Stats:
     cancelled: int = 0
     """Handlers that were cancelled when the server stopped."""
     refused: int = 0
-    """Connections closed at once, and datagrams not served, because the engine has no descriptor that it can watch."""
+    """Connections closed at once, and datagrams not served, because the engine has no descriptor that it can watch, or,
+    of those that are connected when the server stops, no thread or process."""
     dropped: int = 0
     """Datagrams dropped, because as many handlers as the engine takes were at work."""
     pauses: int = 0
@@ -111,8 +112,8 @@ class Service(Protocol):
     def accept_last(self, room: int) -> None:
         """Take what would be lost when the socket is closed, and let it wait; `room` jobs at most."""
 
-    def admit_waiting(self, admit: Callable[[Job], object]) -> None:
-        """Admit what waits since `accept_last`; see `front`."""
+    def admit_waiting(self, admit: Callable[[Job], object], stats: Stats) -> None:
+        """Admit what waits since `accept_last`; see `front`. What cannot be is closed, and counted as refused."""
 
     def close(self) -> None:
         """Close the socket, and what waits."""
